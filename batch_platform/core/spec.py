@@ -1,0 +1,445 @@
+"""The pipeline file: every field with its meaning, bounds and safe default.
+
+This is the reference manual: Dagster's component docs show these descriptions. It decides which files
+are accepted and refuses, with the field's path, what is wrong or not yet supported. It does not know
+Dagster, and reads nothing but the values it is given.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, available_timezones
+
+from croniter import croniter
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from batch_platform.core.data.partitions import PartitionCalendar
+from batch_platform.errors import NotYetSupportedError, PartitionKeyError, PipelineFileError
+
+ColumnType = Literal[
+    "string",
+    "boolean",
+    "int32",
+    "int64",
+    "float32",
+    "float64",
+    "date",
+    "timestamp",
+    "list<float32>",
+    "binary",
+]
+
+PIPELINE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+# Columns the platform adds to the tables; a contract may not use their names for something else.
+RESERVED_COLUMNS = frozenset(
+    {
+        "row_key",
+        "partition_key",
+        "source_file",
+        "source_row",
+        "input_hash",
+        "model_version",
+        "model_digest",
+        "recipe_version",
+        "run_id",
+        "scored_at",
+        "label",
+        "score",
+        "scores",
+        "prediction",
+        "embedding",
+        "decision",
+    }
+)
+
+
+class _Section(BaseModel):
+    # protected_namespaces: pydantic reserves `model_`, which is our field's plain name.
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class PartitionsSpec(_Section):
+    """The slices of time that the pipeline is cut into."""
+
+    cadence: Literal["daily", "hourly", "weekly", "monthly"] = Field(
+        "daily", description="Length of a partition. Weeks start on Sunday."
+    )
+    start: str = Field(description='First partition, e.g. "2026-01-01" (quote it).')
+    end: str | None = Field(None, description="First date that is not covered any more; null: no end.")
+    timezone: str = Field("UTC", description="IANA zone in which a day begins, e.g. Europe/Berlin.")
+
+    @field_validator("start", "end", mode="before")
+    @classmethod
+    def _dates_as_text(cls, value: Any) -> Any:
+        # YAML reads an unquoted 2026-01-01 as a date.
+        return value.isoformat() if hasattr(value, "isoformat") else value
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        if value not in available_timezones():
+            raise ValueError(f"{value!r} is not an IANA time zone")
+        return value
+
+    @model_validator(mode="after")
+    def _end_after_start(self) -> "PartitionsSpec":
+        try:
+            self.calendar()
+        except PartitionKeyError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def calendar(self) -> PartitionCalendar:
+        """The partitions that these fields describe."""
+        return PartitionCalendar.of(self.cadence, self.start, self.end, self.timezone)
+
+
+class ColumnSpec(_Section):
+    """The contract of one column."""
+
+    type: ColumnType = Field(description="Type of the column in every table of the lake.")
+    required: bool = Field(False, description="A row without a value is quarantined.")
+    min: float | None = Field(None, description="Smallest value allowed (numbers).")
+    max: float | None = Field(None, description="Largest value allowed (numbers).")
+    allowed: list[str | int | float | bool] | None = Field(
+        None, description="The only values allowed; a row with another one is quarantined."
+    )
+    sensitive: bool = Field(
+        False, description="Masked in logs, reports, quarantine and the UI; kept in the tables."
+    )
+
+    @model_validator(mode="after")
+    def _bounds(self) -> "ColumnSpec":
+        numeric = self.type in ("int32", "int64", "float32", "float64")
+        if not numeric and (self.min is not None or self.max is not None):
+            raise ValueError(f"min and max apply to numbers, not to {self.type}")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        if self.allowed is not None and self.type in ("list<float32>", "binary", "date", "timestamp"):
+            raise ValueError(f"allowed does not apply to {self.type}")
+        if self.allowed is not None and not self.allowed:
+            raise ValueError("allowed is empty: every row would be quarantined")
+        return self
+
+
+class SourceSpec(_Section):
+    """Where a partition's rows come from, and what they must look like."""
+
+    uri: str = Field(
+        min_length=1,
+        description="File, folder or glob, relative to the project; {partition} is the partition key.",
+    )
+    format: Literal["parquet", "csv", "jsonl", "delta", "sql", "predictions"] = Field(
+        "parquet", description="Format of the files. delta, sql, predictions: a later release."
+    )
+    partition_column: str | None = Field(
+        None,
+        description="For a uri without {partition}: rows whose date or timestamp falls in the window.",
+    )
+    row_key: str = Field(min_length=1, description="Column that identifies a row within a partition.")
+    on_duplicate: Literal["fail", "first", "last", "quarantine"] = Field(
+        "fail",
+        description="Rows with the same key: fail the partition, keep the first or last, or keep the first "
+        "and quarantine the others.",
+    )
+    allow_empty: bool = Field(False, description="An empty or absent partition is a valid, empty result.")
+    columns: dict[str, ColumnSpec] = Field(
+        min_length=1, description="The contract. Columns not named here are ignored, and counted."
+    )
+
+    @field_validator("uri")
+    @classmethod
+    def _placeholders(cls, value: str) -> str:
+        unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"partition"}
+        if unknown:
+            raise ValueError(f"unknown placeholder {{{sorted(unknown)[0]}}}: only {{partition}} is known")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SourceSpec":
+        if self.row_key not in self.columns:
+            raise ValueError(f"row_key {self.row_key!r} is not among columns: add it to the contract")
+        if self.columns[self.row_key].type in ("list<float32>", "binary"):
+            raise ValueError(f"row_key {self.row_key!r} must be a scalar, not a list or binary column")
+        if (self.partition_column is None) == ("{partition}" not in self.uri):
+            raise ValueError("give either {partition} in uri or a partition_column, and not both")
+        if self.partition_column is not None:
+            column = self.columns.get(self.partition_column)
+            if column is None or column.type not in ("date", "timestamp"):
+                raise ValueError(
+                    f"partition_column {self.partition_column!r} must be a date or timestamp column of the contract"
+                )
+        for name in self.columns:
+            if name in RESERVED_COLUMNS and not (name == self.row_key == "row_key"):
+                raise ValueError(f"column {name!r} has the name of a column that the platform adds")
+        return self
+
+
+class LookupSpec(_Section):
+    """A point-in-time join: the newest row not after the partition's end."""
+
+    uri: str
+    format: Literal["parquet", "csv", "jsonl", "delta", "sql"] = "parquet"
+    on: str
+    event_time: str
+    lookback_days: int = Field(30, ge=1)
+
+
+class FeaturesSpec(_Section):
+    """How features are made of the raw columns."""
+
+    recipe: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description='A recipe in Python, as "module:ATTRIBUTE".',
+    )
+    steps: list[dict[str, Any]] | None = Field(None, description="Built-in steps. A later release.")
+
+
+class ModelSpec(_Section):
+    """The registered model that scores."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name in the registry.")
+    alias: str = Field(
+        "champion",
+        pattern=r"^[A-Za-z_][\w-]*$",
+        description="Alias, resolved to a version when a run starts.",
+    )
+    challenger: str | None = Field(None, description="Alias scored beside it. A later release.")
+
+
+class DecisionSpec(_Section):
+    """Turns the score of two classes into the column `decision`."""
+
+    positive_class: str = Field(description="The label whose probability is the score.")
+    threshold: float = Field(0.5, ge=0.0, le=1.0, description="Scores at or above it decide for it.")
+
+
+class InferenceSpec(_Section):
+    """How rows are put through the model."""
+
+    executor: Literal["local", "ray"] = Field("local", description="ray: a later release.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on GPUs that have it, else float32."
+    )
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Token budget of a batch of texts, padding included."
+    )
+    batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Rows of a batch of a tabular model."
+    )
+    shard_rows: int = Field(8192, ge=1, description="Rows of a shard, the unit of resume.")
+    max_error_share: float = Field(
+        0.01,
+        ge=0.0,
+        le=1.0,
+        description="Share of a stage's rows that may be quarantined; more fails the partition.",
+    )
+
+
+class LabelsSpec(_Section):
+    """Where the truth arrives."""
+
+    uri: str = Field(min_length=1, description="Like source.uri.")
+    format: Literal["parquet", "csv", "jsonl", "delta", "sql"] = Field("parquet")
+    row_key: str = Field(description="Column that holds the row key of the prediction.")
+    partition_column: str | None = Field(
+        None, description="For a uri without {partition}: the column that names the partition scored."
+    )
+    column: str = Field(description="Column that holds the true label or value.")
+    horizon_days: int = Field(0, ge=0, description="Days after a partition's end until labels are complete.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LabelsSpec":
+        if (self.partition_column is None) == ("{partition}" not in self.uri):
+            raise ValueError("give either {partition} in uri or a partition_column, and not both")
+        return self
+
+
+class DriftSpec(_Section):
+    """How drift is judged."""
+
+    reference_partitions: int = Field(
+        56, ge=3, description="Partitions in the reference; until there are so many: not enough history."
+    )
+    false_alarms_per_quarter: float = Field(
+        1.0, gt=0.0, le=90.0, description="Budget of false alarms for the whole pipeline."
+    )
+    columns: Literal["auto"] | list[str] = Field(
+        "auto", description="Feature columns to watch; auto: all but keys and timestamps."
+    )
+
+
+class SinkSpec(_Section):
+    """A database or export that the committed predictions are delivered to."""
+
+    type: Literal["sql", "parquet", "csv"]
+    connection_env: str | None = None
+    table: str | None = None
+    uri: str | None = None
+    mode: Literal["upsert", "append", "replace"] = "upsert"
+
+
+class AutomationSpec(_Section):
+    """When the pipeline runs by itself."""
+
+    trigger: Literal["schedule", "on_arrival", "upstream", "manual"] = Field(
+        "manual", description="schedule or manual; on_arrival and upstream: a later release."
+    )
+    cron: str | None = Field(None, description='Five fields, in the partitions\' zone, e.g. "0 3 * * *".')
+    catch_up: int = Field(
+        7,
+        ge=0,
+        le=3660,
+        description="Partitions before the newest that are redone at a tick where missing or failed.",
+    )
+    off_peak: str | None = Field(None, description="A later release.")
+
+    @model_validator(mode="after")
+    def _cron_fits_trigger(self) -> "AutomationSpec":
+        if self.trigger == "schedule" and self.cron is None:
+            raise ValueError('trigger: schedule needs a cron, e.g. "0 3 * * *"')
+        if self.trigger == "manual" and self.cron is not None:
+            raise ValueError("a cron has no effect with trigger: manual; write trigger: schedule")
+        if self.cron is not None:
+            if len(self.cron.split()) != 5 or not croniter.is_valid(self.cron):
+                raise ValueError(f"cron {self.cron!r} is not valid: five fields, e.g. 0 3 * * *")
+            if croniter(self.cron).get_next() is None:
+                raise ValueError(f"cron {self.cron!r} never happens")
+        return self
+
+
+class RetentionSpec(_Section):
+    """How long things are kept, in days. Enforced by a later release; nothing is deleted before."""
+
+    staging_days: int = Field(7, ge=1)
+    history_days: int = Field(3650, ge=1)
+    quarantine_days: int = Field(90, ge=1)
+
+
+class PipelineSpec(_Section):
+    """A batch-inference pipeline: raw inputs, features, predictions and drift reports by date."""
+
+    name: str = Field(
+        "",
+        description="Prefix of the asset keys and folder in the lake: [a-z][a-z0-9_]*. Default: the folder's name.",
+    )
+    description: str = Field("", description="What the pipeline is for, shown in the UI.")
+    owners: list[str] = Field(default_factory=list, description='E-mail addresses or "team:name".')
+    partitions: PartitionsSpec = Field(description="The slices of time.")
+    source: SourceSpec = Field(description="The raw inputs and their contract.")
+    lookups: list[LookupSpec] = Field(default_factory=list, description="A later release.")
+    features: FeaturesSpec | None = Field(
+        None, description="The recipe; without it the contract's columns pass through."
+    )
+    model: ModelSpec = Field(description="The model that scores.")
+    decision: DecisionSpec | None = Field(None, description="Turns scores into decisions.")
+    inference: InferenceSpec = Field(default_factory=InferenceSpec, description="How rows are scored.")
+    labels: LabelsSpec | None = Field(None, description="Where the truth arrives.")
+    drift: DriftSpec = Field(default_factory=lambda: DriftSpec(), description="How drift is judged.")
+    sinks: list[SinkSpec] = Field(default_factory=list, description="A later release.")
+    automation: AutomationSpec = Field(
+        default_factory=lambda: AutomationSpec(), description="When the pipeline runs by itself."
+    )
+    retention: RetentionSpec | None = Field(None, description="A later release.")
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        if value and not PIPELINE_NAME.fullmatch(value):
+            raise ValueError(f"{value!r} is no pipeline name: use a-z, 0-9 and _, beginning with a letter")
+        return value
+
+    @field_validator("owners")
+    @classmethod
+    def _owner_form(cls, value: list[str]) -> list[str]:
+        for owner in value:
+            if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[^@\s]+", owner):
+                raise ValueError(f"{owner!r} is neither an e-mail address nor team:name")
+        return value
+
+    def refuse_unsupported(self) -> None:
+        """Refuse what the format has a place for and this release does not do.
+
+        Raises:
+            NotYetSupportedError: names the field; it is never ignored in silence.
+        """
+        asked = {
+            f"source.format: {self.source.format}": self.source.format in ("delta", "sql", "predictions"),
+            "source.uri with a URL": "://" in self.source.uri,
+            "lookups": bool(self.lookups),
+            "features.steps": self.features is not None and self.features.steps is not None,
+            "model.challenger": self.model.challenger is not None,
+            "inference.executor: ray": self.inference.executor == "ray",
+            "labels.format": self.labels is not None and self.labels.format in ("delta", "sql"),
+            "labels.uri with a URL": self.labels is not None and "://" in self.labels.uri,
+            "sinks": bool(self.sinks),
+            f"automation.trigger: {self.automation.trigger}": self.automation.trigger
+            in ("on_arrival", "upstream"),
+            "automation.off_peak": self.automation.off_peak is not None,
+            "retention": self.retention is not None,
+        }
+        refused = [field for field, present in asked.items() if present]
+        if refused:
+            raise NotYetSupportedError(
+                f"pipeline {self.name}: {refused[0]} comes with a later release of batch_platform; "
+                "remove it from the pipeline file"
+            )
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.partitions.timezone)
+
+
+def parse_spec(attributes: dict[str, Any], folder_name: str) -> PipelineSpec:
+    """Check the attributes of one pipeline file.
+
+    Args:
+        attributes: the mapping under `attributes:`.
+        folder_name: default for `name`.
+
+    Raises:
+        PipelineFileError: the first mistake, as `field.path: what is wrong`, all others after it.
+        NotYetSupportedError: a field of a later release is used.
+    """
+    try:
+        spec = PipelineSpec.model_validate(attributes)
+    except ValidationError as error:
+        raise PipelineFileError(describe(error)) from None
+    if not spec.name:
+        spec = named(spec, folder_name)
+    spec.refuse_unsupported()
+    return spec
+
+
+def named(spec: PipelineSpec, folder_name: str) -> PipelineSpec:
+    """The same pipeline under its folder's name.
+
+    Raises:
+        PipelineFileError: the folder's name cannot be a pipeline's.
+    """
+    if not PIPELINE_NAME.fullmatch(folder_name):
+        raise PipelineFileError(
+            f"name: the folder {folder_name!r} is no pipeline name; set name: (a-z, 0-9 and _)"
+        )
+    return spec.model_copy(update={"name": folder_name})
+
+
+def describe(error: ValidationError) -> str:
+    """A validation error as lines of `field.path: what is wrong`."""
+    lines = []
+    for item in error.errors():
+        path = ".".join(str(part) for part in item["loc"]) or "attributes"
+        what = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            what = "unknown field; check the spelling, or see the component's docs for the fields"
+        lines.append(f"{path}: {what}")
+    return "\n".join(lines)

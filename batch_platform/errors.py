@@ -1,0 +1,73 @@
+"""Every error that a user of the platform can meet, as one tree.
+
+Each message names what it is about (pipeline, partition, file, row or column) and what to do next.
+The command line prints the message without a traceback; a Dagster run shows it as the failure.
+"""
+
+
+class BatchPlatformError(Exception):
+    """The root: anything the platform refuses or cannot do."""
+
+
+class SettingsError(BatchPlatformError):
+    """The environment (root folder, variables) does not describe a place to work in."""
+
+
+class PipelineFileError(BatchPlatformError):
+    """A pipeline's YAML (or its Python equivalent) is wrong; the message starts with the field's path."""
+
+
+class NotYetSupportedError(PipelineFileError):
+    """The pipeline asks for something the platform's design has and this release does not."""
+
+
+class PartitionKeyError(BatchPlatformError):
+    """A partition key is malformed or lies outside the pipeline's partitions."""
+
+
+class SourceError(BatchPlatformError):
+    """A source is missing, unreadable, or does not carry the columns of the contract."""
+
+
+class ContractError(SourceError):
+    """A whole file contradicts the contract (a column is absent or of another kind)."""
+
+
+class RecipeError(BatchPlatformError):
+    """A feature recipe cannot be loaded, or breaks its promise of one row out per row in."""
+
+
+class ModelError(BatchPlatformError):
+    """A model cannot be found, trusted, loaded, or does not fit the features."""
+
+
+class ModelNotFoundError(ModelError):
+    """No such model, version or alias in the registry."""
+
+
+class SignatureError(ModelError):
+    """The model's signature and the features (or the outputs) do not fit each other."""
+
+
+class InferenceError(BatchPlatformError):
+    """The engine cannot score: the device is absent, or no row of the input can be scored."""
+
+
+class TooManyBadRowsError(BatchPlatformError):
+    """More rows were quarantined in a stage than `max_error_share` allows; nothing was committed."""
+
+
+class GateError(BatchPlatformError):
+    """The gate refused a partition's result; nothing was committed."""
+
+
+class StorageError(BatchPlatformError):
+    """Reading or writing the lake, the registry or a report failed."""
+
+
+class SupersededError(StorageError):
+    """A newer attempt of the same partition has committed already; this one has nothing left to do."""
+
+
+class MonitoringError(BatchPlatformError):
+    """A profile, reference or report cannot be made or read."""

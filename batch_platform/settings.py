@@ -1,0 +1,68 @@
+"""What the environment says, read when asked for and never at import.
+
+Decides where the platform keeps its data (`BATCH_PLATFORM_ROOT`) and what a device hour costs.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from batch_platform.errors import NotYetSupportedError, SettingsError
+
+ROOT_VARIABLE = "BATCH_PLATFORM_ROOT"
+HOURLY_RATE_VARIABLE = "BATCH_PLATFORM_HOURLY_RATE"
+
+
+def project_root() -> Path:
+    """The folder that relative paths of pipeline files start from.
+
+    Returns:
+        The nearest folder at or above the working directory that holds `workspace.yaml`, else the
+        folder that the package itself was cloned into.
+
+    Raises:
+        SettingsError: neither is there (the package was installed without its project).
+    """
+    here = Path.cwd().resolve()
+    for folder in (here, *here.parents, Path(__file__).resolve().parent.parent):
+        if (folder / "workspace.yaml").is_file():
+            return folder
+    raise SettingsError(f"no workspace.yaml in {here} or above it: run the command from the project's folder")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the platform works.
+
+    Attributes:
+        root: folder that holds `lake/`, `registry/`, `monitoring/`, `reports/`, `staging/`, `receipts/`.
+        hourly_rate: price of one device hour, in any currency; None when it is not configured.
+    """
+
+    root: Path
+    hourly_rate: float | None = None
+
+    @classmethod
+    def from_env(cls) -> "Settings":
+        """Read the settings from the environment.
+
+        Raises:
+            SettingsError: a variable has a value that cannot be used.
+            NotYetSupportedError: the root is a URL.
+        """
+        root = os.environ.get(ROOT_VARIABLE, "")
+        if "://" in root:
+            raise NotYetSupportedError(
+                f"{ROOT_VARIABLE}={root}: object storage as the root comes with a later release; use a folder"
+            )
+        rate = os.environ.get(HOURLY_RATE_VARIABLE)
+        try:
+            hourly_rate = None if rate is None else float(rate)
+        except ValueError:
+            raise SettingsError(f"{HOURLY_RATE_VARIABLE}={rate!r} is not a number") from None
+        folder = Path(root).expanduser() if root else project_root() / ".batch_platform"
+        return cls(root=folder.resolve(), hourly_rate=hourly_rate)
+
+    @property
+    def registry(self) -> Path:
+        return self.root / "registry"
