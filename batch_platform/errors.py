@@ -4,6 +4,8 @@ Each message names what it is about (pipeline, partition, file, row or column) a
 The command line prints the message without a traceback; a Dagster run shows it as the failure.
 """
 
+from typing import Any
+
 
 class BatchPlatformError(Exception):
     """The root: anything the platform refuses or cannot do."""
@@ -29,8 +31,20 @@ class SourceError(BatchPlatformError):
     """A source is missing, unreadable, or does not carry the columns of the contract."""
 
 
+class SourceMissingError(SourceError):
+    """No file, or no row, is there for a partition: an error unless the source says `allow_empty`."""
+
+
 class ContractError(SourceError):
     """A whole file contradicts the contract (a column is absent or of another kind)."""
+
+
+class DuplicateKeysError(ContractError):
+    """Row keys repeat within a partition whose source says `on_duplicate: fail`."""
+
+
+class UpstreamMissingError(BatchPlatformError):
+    """A stage was asked for whose upstream stage has no committed result for the partition."""
 
 
 class RecipeError(BatchPlatformError):
@@ -53,12 +67,16 @@ class InferenceError(BatchPlatformError):
     """The engine cannot score: the device is absent, or no row of the input can be scored."""
 
 
-class TooManyBadRowsError(BatchPlatformError):
-    """More rows were quarantined in a stage than `max_error_share` allows; nothing was committed."""
-
-
 class GateError(BatchPlatformError):
-    """The gate refused a partition's result; nothing was committed."""
+    """The gate refused a partition's result; nothing was committed.
+
+    Attributes:
+        checks: every verdict of the gate on that result (`core.gate.CheckResult`), the bad ones among them.
+    """
+
+    def __init__(self, message: str, checks: tuple[Any, ...] = ()) -> None:
+        super().__init__(message)
+        self.checks = checks
 
 
 class StorageError(BatchPlatformError):

@@ -11,6 +11,7 @@ from batch_platform.errors import NotYetSupportedError, SettingsError
 
 ROOT_VARIABLE = "BATCH_PLATFORM_ROOT"
 HOURLY_RATE_VARIABLE = "BATCH_PLATFORM_HOURLY_RATE"
+REPORTS_URL_VARIABLE = "BATCH_PLATFORM_REPORTS_URL"
 
 
 def project_root() -> Path:
@@ -37,10 +38,12 @@ class Settings:
     Attributes:
         root: folder that holds `lake/`, `registry/`, `monitoring/`, `reports/`, `staging/`, `receipts/`.
         hourly_rate: price of one device hour, in any currency; None when it is not configured.
+        reports_url: where `reports/` is served; `make ui` does so at the default.
     """
 
     root: Path
     hourly_rate: float | None = None
+    reports_url: str = "http://127.0.0.1:3001"
 
     @classmethod
     def from_env(cls) -> "Settings":
@@ -61,7 +64,11 @@ class Settings:
         except ValueError:
             raise SettingsError(f"{HOURLY_RATE_VARIABLE}={rate!r} is not a number") from None
         folder = Path(root).expanduser() if root else project_root() / ".batch_platform"
-        return cls(root=folder.resolve(), hourly_rate=hourly_rate)
+        return cls(
+            root=folder.resolve(),
+            hourly_rate=hourly_rate,
+            reports_url=os.environ.get(REPORTS_URL_VARIABLE, cls.reports_url).rstrip("/"),
+        )
 
     @property
     def registry(self) -> Path:

@@ -344,10 +344,10 @@ class PipelineSpec(_Section):
     decision: DecisionSpec | None = Field(None, description="Turns scores into decisions.")
     inference: InferenceSpec = Field(default_factory=InferenceSpec, description="How rows are scored.")
     labels: LabelsSpec | None = Field(None, description="Where the truth arrives.")
-    drift: DriftSpec = Field(default_factory=lambda: DriftSpec(), description="How drift is judged.")
+    drift: DriftSpec = Field(default_factory=DriftSpec, description="How drift is judged.")
     sinks: list[SinkSpec] = Field(default_factory=list, description="A later release.")
     automation: AutomationSpec = Field(
-        default_factory=lambda: AutomationSpec(), description="When the pipeline runs by itself."
+        default_factory=AutomationSpec, description="When the pipeline runs by itself."
     )
     retention: RetentionSpec | None = Field(None, description="A later release.")
 

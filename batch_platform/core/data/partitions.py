@@ -6,7 +6,7 @@ compares the two.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from typing import Literal
@@ -104,6 +104,19 @@ class PartitionCalendar:
             yield Partition(start, end, start.strftime(_FORMATS[self.cadence]))
             start = end
 
+    def newest(self, now: datetime, count: int) -> list[Partition]:
+        """The `count` newest partitions whose window has ended by `now` (aware), oldest first."""
+        limit = now if self.end is None else min(now, self.end)
+        found: list[Partition] = []
+        end = self._floor(limit.astimezone(ZoneInfo(self.timezone)))
+        while len(found) < count:
+            start = self._floor(end - timedelta(microseconds=1))
+            if start < self.start:
+                break
+            found.append(Partition(start, end, start.strftime(_FORMATS[self.cadence])))
+            end = start
+        return found[::-1]
+
     def between(self, first: str, last: str) -> list[Partition]:
         """The partitions from one key to another, both included.
 
@@ -141,6 +154,16 @@ class PartitionCalendar:
         if self.cadence == "weekly":
             return start + timedelta(days=7)
         return (start.replace(day=28) + timedelta(days=4)).replace(day=1)
+
+
+def contiguous(partitions: Sequence[Partition]) -> Iterator[tuple[Partition, Partition]]:
+    """First and last of each run of partitions that follow one another without a gap."""
+    start = 0
+    for position, partition in enumerate(partitions):
+        is_last = position + 1 == len(partitions)
+        if is_last or partitions[position + 1].start != partition.end:
+            yield partitions[start], partition
+            start = position + 1
 
 
 def _moment(text: str, zone: ZoneInfo) -> datetime:

@@ -1,0 +1,103 @@
+"""Opening files of text and columns, and the words for what can be wrong with them.
+
+Decides how long a line may be, how many rows are held at once, and what an unreadable file is called. It does
+not know what the lines mean.
+"""
+
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+
+from batch_platform.core.data.cells import BoolArray
+from batch_platform.core.data.contract import SHOWN_PAYLOAD, BadCell, Rejected, cut, printable
+from batch_platform.errors import ContractError, SourceError
+
+# A batch is closed at whichever comes first, so that rows of 1 MB do not add up to gigabytes.
+BATCH_ROWS = 16_384
+BATCH_BYTES = 8 << 20
+LONGEST_LINE = 32 << 20
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Turn what the operating system or a decompressor says about a file into a SourceError."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise SourceError(
+            f"{name} is damaged or cut off ({error}): fetch it again, then run the partition again"
+        ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SourceError(f"{name} cannot be read ({reason}): check the file and its permissions") from error
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    """The file's bytes, unpacked where its name ends in .gz."""
+    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+
+
+def line_too_long(name: str) -> SourceError:
+    return SourceError(
+        f"{name} has a line longer than {LONGEST_LINE >> 20} MiB: "
+        "check that it is of the format that the pipeline names"
+    )
+
+
+def check_columns(name: str, wanted: Mapping[str, object], found: Iterable[str]) -> None:
+    """Refuse a file that lacks a column of the contract, or has one twice.
+
+    Also columns that are not required: a column that came up null without a word would be wrong data.
+
+    Raises:
+        ContractError: names the file, the columns, and those that are there.
+    """
+    counts = Counter(found)
+    missing = [column for column in wanted if column not in counts]
+    if missing:
+        there = cut(", ".join(counts), 300) or "none"
+        raise ContractError(
+            f"{name} lacks column {', '.join(missing)} of the contract; it has: {there}. "
+            "Correct the file, or source.columns in the pipeline file"
+        )
+    twice = [column for column in wanted if counts[column] > 1]
+    if twice:
+        raise ContractError(f"{name} has column {twice[0]} more than once: rename or remove one of them")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8, that is, holds no lone surrogates."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unparsable(
+    name: str, row: int, reason: str, line: str | None, error_type: str = "unparsable"
+) -> Rejected:
+    """A row that could not be read; `line` is its text, or None where it must not be shown."""
+    payload = None if line is None else cut(printable(line.rstrip("\r\n")), SHOWN_PAYLOAD)
+    return Rejected(None, error_type, reason, name, row, payload)
+
+
+def bad_cells(
+    column: str, bad: BoolArray, texts: Mapping[int, str] | list[str], error_type: str
+) -> list[BadCell]:
+    """The marked cells with their texts, cut to what is ever shown."""
+    rows = np.flatnonzero(bad).tolist()
+    return [BadCell(row, column, error_type, cut(texts[row], SHOWN_PAYLOAD)) for row in rows]
+
+
+def batch_of(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))

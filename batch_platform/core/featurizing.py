@@ -1,0 +1,150 @@
+"""Stage `features`: the recipe applied to one partition of raw rows.
+
+Reads the committed raw rows batch by batch, sets rows aside that the recipe cannot use, passes the gate,
+commits once. It does not know what the features mean.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batch_platform.core import gate
+from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.lake import Commit, Slot
+from batch_platform.core.data.staging import read_files, stage
+from batch_platform.core.features.recipe import Recipe, load_recipe, passthrough
+from batch_platform.core.provenance.fingerprint import code_version, fingerprint
+from batch_platform.core.quarantine import causes, commit_quarantine, payload_of, standing_quarantine
+from batch_platform.core.slice import Slice, StageResult
+from batch_platform.core.spec import PipelineSpec
+
+
+def recipe_of(spec: PipelineSpec) -> Recipe:
+    """The pipeline's recipe; without one, the contract's columns pass through.
+
+    Raises:
+        RecipeError: the named recipe cannot be loaded.
+    """
+    if spec.features is None or spec.features.recipe is None:
+        return passthrough(spec.source.columns, spec.source.row_key)
+    return load_recipe(spec.features.recipe)
+
+
+def features_schema(recipe: Recipe) -> pa.Schema:
+    """Columns of the features table: `row_key`, then the recipe's output."""
+    return pa.schema([pa.field("row_key", pa.string(), nullable=False), *recipe.output])
+
+
+def featurize_partition(slice_: Slice) -> StageResult:
+    """Make the features of one partition.
+
+    Raises:
+        UpstreamMissingError: the partition has not been landed.
+        RecipeError: the recipe cannot be loaded or breaks its promise.
+        GateError: too many bad rows, or features that break the recipe's schema; nothing was committed.
+        StorageError: the lake cannot be written.
+    """
+    spec, lake, slot = slice_.spec, slice_.lake, Slot("features", slice_.key)
+    raw = slice_.committed("raw")
+    recipe = recipe_of(spec)
+    schema = features_schema(recipe)
+    identity = fingerprint({"raw": raw.fingerprint, "recipe": recipe.version, "code": code_version()})
+    entering = sum(file["rows"] for file in raw.receipt["files"])
+    standing = lake.head(slot)
+    if standing is not None and standing.fingerprint == identity:
+        # The same rows and recipe: what stands is judged again, nothing is made again.
+        checks = _judge(
+            slice_,
+            lake.paths("features", slice_.key),
+            schema,
+            standing_quarantine(slice_, "features"),
+            entering,
+        )
+        gate.enforce(checks, slice_.about)
+        return _result(standing, checks, reused=True)
+
+    attempt = lake.begin(slot)
+    folder = slice_.layout.staging(slice_.key) / f"features-{attempt}"
+    rejected: list[Rejected] = []
+    staged = stage(_features(slice_, recipe, schema, rejected), schema, folder, "features")
+    checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
+    gate.enforce(checks, slice_.about)
+    commit_quarantine(slice_, "features", rejected, identity)
+    receipt = slice_.receipt(
+        identity,
+        recipe=recipe.name,
+        recipe_version=recipe.version,
+        code_version=code_version(),
+        raw_fingerprint=raw.fingerprint,
+        rows_in=entering,
+        quarantined=len(rejected),
+    )
+    return _result(lake.commit(slot, staged, schema, receipt, attempt), checks, reused=False)
+
+
+def _judge(
+    slice_: Slice, paths: Iterable[Path], schema: pa.Schema, rejected: list[Rejected], entering: int
+) -> tuple[gate.CheckResult, ...]:
+    return (
+        *gate.judge_features(read_files(paths), schema),
+        gate.quarantined_share(causes(rejected), entering, slice_.spec.inference.max_error_share),
+    )
+
+
+def _result(commit: Commit, checks: tuple[gate.CheckResult, ...], reused: bool) -> StageResult:
+    receipt = commit.receipt
+    return StageResult(
+        table="features",
+        rows=sum(file["rows"] for file in receipt["files"]),
+        data_version=commit.fingerprint,
+        reused=reused,
+        checks=checks,
+        metadata={name: receipt[name] for name in ("rows_in", "quarantined", "recipe", "recipe_version")},
+    )
+
+
+def _features(
+    slice_: Slice, recipe: Recipe, schema: pa.Schema, rejected: list[Rejected]
+) -> Iterator[pa.RecordBatch]:
+    for raw in slice_.lake.batches("raw", slice_.key):
+        features, kept, failures = recipe.apply_with_failures(raw)
+        for failure in failures:
+            rejected.append(_rejected(slice_, raw, failure.row, failure.error_type, failure.message))
+        keys = raw["row_key"].take(kept)
+        columns = pa.RecordBatch.from_arrays([keys, *features.columns], schema=schema)
+        finite = _finite_rows(columns)
+        for row in pc.indices_nonzero(pc.invert(finite)).to_pylist():
+            names = [name for name in schema.names if gate.count_not_finite(columns[name].slice(row, 1))]
+            rejected.append(
+                _rejected(
+                    slice_, raw, kept[row].as_py(), "not_finite", f"infinite or NaN in feature {names[0]!r}"
+                )
+            )
+        yield columns.filter(finite)
+
+
+def _finite_rows(batch: pa.RecordBatch) -> pa.Array:
+    """(rows,) bool: rows in which every float is finite or null."""
+    good = pa.repeat(True, batch.num_rows)
+    for column in batch.columns:
+        if pa.types.is_floating(column.type):
+            good = pc.and_(good, pc.fill_null(pc.is_finite(column), True))
+        elif pa.types.is_list(column.type) and gate.count_not_finite(column):
+            good = pc.and_(
+                good, pa.array([gate.count_not_finite(column.slice(i, 1)) == 0 for i in range(len(column))])
+            )
+    return good
+
+
+def _rejected(slice_: Slice, raw: pa.RecordBatch, row: int, error_type: str, message: str) -> Rejected:
+    values = raw.slice(row, 1).to_pylist()[0]
+    return Rejected(
+        row_key=values["row_key"],
+        error_type=error_type,
+        message=message,
+        source_file=values["source_file"],
+        source_row=values["source_row"],
+        payload=payload_of(slice_, values),
+    )

@@ -1,0 +1,94 @@
+"""Stage `raw`: the source's rows of one partition, under contract, landed in the lake.
+
+Reads the source in bounded memory, sets bad rows aside, passes the gate, commits once.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from batch_platform.core import gate
+from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.intake import Counters, PartitionReader
+from batch_platform.core.data.lake import Slot
+from batch_platform.core.data.staging import StagedFile, read_files, stage
+from batch_platform.core.provenance.fingerprint import fingerprint
+from batch_platform.core.quarantine import commit_quarantine
+from batch_platform.core.slice import Slice, StageResult
+from batch_platform.errors import DuplicateKeysError, GateError, SourceError, SourceMissingError
+
+
+def land_partition(slice_: Slice) -> StageResult:
+    """Land one partition of the source.
+
+    Raises:
+        SourceError: the source is unreadable, or contradicts the contract as a whole.
+        GateError: too many bad rows, repeated keys, or nothing there; nothing was committed.
+        StorageError: the lake cannot be written.
+    """
+    spec, lake, slot = slice_.spec, slice_.lake, Slot("raw", slice_.key)
+    reader = PartitionReader(spec.source, slice_.partition, slice_.base)
+    schema = reader.contract.schema
+    attempt = lake.begin(slot)
+    rejected: list[Rejected] = []
+    staged = _stage_good_rows(slice_, reader, attempt, rejected)
+    counters = reader.counters
+    checks = (
+        *gate.judge_raw(read_files(file.path for file in staged), schema, spec.source),
+        gate.quarantined_share(counters.rejected, counters.rows_in, spec.inference.max_error_share),
+    )
+    gate.enforce(checks, slice_.about)
+
+    places = [[row.source_file, row.source_row, row.message] for row in rejected]
+    identity = fingerprint({"files": [file.sha256 for file in staged], "rejected": places})
+    standing = lake.head(slot)
+    reused = standing is not None and standing.fingerprint == identity
+    if not reused:
+        commit_quarantine(slice_, "raw", rejected, identity)
+        counts = _described(counters)
+        lake.commit(slot, staged, schema, slice_.receipt(identity, source=spec.source.uri, **counts), attempt)
+    return StageResult(
+        table="raw",
+        rows=sum(file.rows for file in staged),
+        data_version=identity,
+        reused=reused,
+        checks=checks,
+        metadata=_described(counters),
+    )
+
+
+def _stage_good_rows(
+    slice_: Slice, reader: PartitionReader, attempt: int, rejected: list[Rejected]
+) -> list[StagedFile]:
+    def good() -> Iterator[pa.RecordBatch]:
+        for batch, bad in reader:
+            rejected.extend(bad)
+            yield batch
+
+    folder = slice_.layout.staging(slice_.key) / f"raw-{attempt}"
+    try:
+        return stage(good(), reader.contract.schema, folder, "raw")
+    except DuplicateKeysError as error:
+        check = gate.CheckResult("duplicates", False, str(error))
+        raise GateError(f"{slice_.about}: {error}", (check,)) from None
+    except SourceMissingError as error:
+        raise GateError(
+            f"{slice_.about}: {error}", (gate.CheckResult("volume", False, str(error)),)
+        ) from None
+    except SourceError as error:
+        raise type(error)(f"{slice_.about}: {error}") from None
+
+
+def _described(counters: Counters) -> dict[str, Any]:
+    return {
+        "rows_in": counters.rows_in,
+        "rows_kept": counters.rows_kept,
+        "quarantined": counters.rows_rejected,
+        "quarantined_by_cause": dict(counters.rejected),
+        "duplicates_dropped": counters.duplicates_dropped,
+        "rows_without_partition": counters.unplaced,
+        "ignored_columns": counters.ignored_columns,
+        "absent_columns": counters.absent_columns,
+        "source_files": dict(counters.files),
+    }

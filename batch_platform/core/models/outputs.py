@@ -1,0 +1,123 @@
+"""From a model's raw numbers to named columns, and which rows of them are no answer.
+
+It decides label, score and scores of a classification, and what counts as out of range. The same for
+every flavor; it knows neither devices nor batches.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from batch_platform.core.models.signature import ModelSignature
+from batch_platform.errors import SignatureError
+
+
+def columns(raw: np.ndarray, signature: ModelSignature) -> pa.RecordBatch:
+    """Name a model's outputs.
+
+    Args:
+        raw: (rows, width) float32: logits in the order of the labels, one prediction, or an embedding.
+        signature: says which of these they are.
+
+    Returns:
+        `rows` rows of `signature.output_schema()`.
+
+    Raises:
+        SignatureError: the width is not the signature's.
+    """
+    check_width(raw.shape[1], signature)
+    if signature.task == "classification":
+        return _classification(raw, signature)
+    schema = signature.output_schema()
+    if signature.task == "regression":
+        return pa.record_batch([pa.array(raw[:, 0].astype(np.float64))], schema=schema)
+    return pa.record_batch([_lists(raw)], schema=schema)
+
+
+def check_width(width: int, signature: ModelSignature) -> None:
+    """Refuse a model whose outputs are more or fewer than the signature says.
+
+    Raises:
+        SignatureError: says both numbers.
+    """
+    asked = {"classification": len(signature.labels), "regression": 1}.get(
+        signature.task, signature.output_size
+    )
+    if asked is not None and asked != width:
+        raise SignatureError(
+            f"the model gives {width} numbers a row, its signature ({signature.task}) says {asked}: "
+            "correct the signature's labels or output_size, or register the right files"
+        )
+
+
+def _classification(logits: np.ndarray, signature: ModelSignature) -> pa.RecordBatch:
+    with np.errstate(invalid="ignore"):  # rows with NaN or inf are found by `bad_rows`
+        shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf)
+        exponents = np.exp(shifted)
+        probabilities = exponents / exponents.sum(axis=1, keepdims=True)  # (rows, labels) float64
+    best = logits.argmax(axis=1)
+    if signature.positive_class is not None:
+        score = probabilities[:, signature.labels.index(signature.positive_class)]
+    else:
+        score = np.take_along_axis(probabilities, best[:, None], axis=1)[:, 0]
+    label = pa.array(signature.labels, pa.string()).take(pa.array(best, pa.int64()))
+    arrays = [label, pa.array(score, pa.float64()), _lists(probabilities.astype(np.float32))]
+    return pa.record_batch(arrays, schema=signature.output_schema())
+
+
+def _lists(values: np.ndarray) -> pa.ListArray:
+    rows, width = values.shape
+    offsets = (
+        np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else np.zeros(rows + 1, np.int32)
+    )
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1), pa.float32()))
+
+
+def bad_rows(raw: np.ndarray, named: pa.RecordBatch, signature: ModelSignature) -> dict[int, str]:
+    """Which rows hold no usable answer.
+
+    Args:
+        raw: (rows, width) what the model computed.
+        named: the same rows as columns of `signature.output_schema()`.
+        signature: says which values are possible.
+
+    Returns:
+        By row number, what is wrong with it; empty where all is well.
+    """
+    bad: dict[int, str] = {}
+    for name, is_bad in _faults(raw, named, signature):
+        for row in np.flatnonzero(is_bad):
+            bad.setdefault(int(row), name)
+    return bad
+
+
+def _faults(
+    raw: np.ndarray, named: pa.RecordBatch, signature: ModelSignature
+) -> list[tuple[str, np.ndarray]]:
+    faults = [("the model's output is NaN or infinite", ~np.isfinite(raw).all(axis=1))]
+    if signature.task == "classification":
+        score = named.column("score").to_numpy(zero_copy_only=False)
+        labels = np.asarray(named.column("label").to_pylist(), dtype=object)
+        faults.append(("score is not within 0 and 1", ~((score >= 0) & (score <= 1))))
+        faults.append(("label is not one of the signature's", ~np.isin(labels, signature.labels)))
+        faults.append(
+            (
+                "scores are not one number for each label",
+                _length_is_not(named, "scores", len(signature.labels)),
+            )
+        )
+    elif signature.task == "regression":
+        prediction = named.column("prediction").to_numpy(zero_copy_only=False)
+        faults.append(("prediction is NaN or infinite", ~np.isfinite(prediction)))
+    elif signature.output_size is not None:
+        faults.append(
+            (
+                f"embedding length is not {signature.output_size}",
+                _length_is_not(named, "embedding", signature.output_size),
+            )
+        )
+    return faults
+
+
+def _length_is_not(named: pa.RecordBatch, name: str, length: int) -> np.ndarray:
+    lists = named.column(name)
+    return np.diff(lists.offsets.to_numpy()) != length

@@ -1,0 +1,187 @@
+"""What every flavor of model can do: prepare rows, compute, name the outputs.
+
+The three are separate so that the engine can prepare the next rows while the device computes. It decides
+which flavors there are; it does not know how batches are cut.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from batch_platform.core.models import outputs
+from batch_platform.core.models.signature import ModelSignature, Pooling, Task
+from batch_platform.errors import BatchPlatformError, ModelError, SignatureError
+
+Flavor = Literal["transformers", "torch"]
+FLAVORS: tuple[str, ...] = get_args(Flavor)
+SIGNATURE_FILE = "signature.json"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row that cannot be scored, known before computing: its number in the shard, and why."""
+
+    row: int
+    error_type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Rows ready for the device; each flavor adds its arrays.
+
+    Attributes:
+        costs: (rows,) int64, tokens of each row; 1 for tabular rows.
+        refused: rows that must not be computed.
+    """
+
+    costs: np.ndarray
+    refused: tuple[Refusal, ...]
+
+
+class Predictor(ABC):
+    """A loaded model.
+
+    Attributes:
+        signature: complete: what the model folder decides is filled in.
+        device: cpu or cuda.
+        dtype: name of the floating-point type that it computes in.
+    """
+
+    signature: ModelSignature
+    device: str
+    dtype: str
+
+    @abstractmethod
+    def prepare(self, batch: pa.RecordBatch) -> Prepared:
+        """Turn feature rows into arrays on the host. Safe beside a `forward` in another thread."""
+
+    @abstractmethod
+    def forward(self, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
+        """Compute some of the prepared rows as one batch.
+
+        Args:
+            prepared: what `prepare` gave.
+            rows: (n,) int64, numbers of the rows, in any order.
+
+        Returns:
+            (n, width) float32, in the order of `rows`.
+        """
+
+    def finish(self, raw: np.ndarray) -> pa.RecordBatch:
+        """Name the outputs: (rows, width) float32 -> rows of `signature.output_schema()`."""
+        return outputs.columns(raw, self.signature)
+
+    def release(self) -> None:
+        """Give cached device memory back, after memory ran out."""
+        if self.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class SignatureRequest:
+    """What a person says about a model that carries no signature; None: as the folder says."""
+
+    task: Task | None = None
+    labels: tuple[str, ...] | None = None
+    text_column: str | None = None
+    max_tokens: int | None = None
+    pooling: Pooling | None = None
+    positive_class: str | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """Names of what was said."""
+        return [name for name, value in vars(self).items() if value is not None]
+
+
+def load_predictor(
+    folder: Path, flavor: str, signature: ModelSignature, device: str = "cpu", dtype: str = "float32"
+) -> Predictor:
+    """Load a model's files onto a device.
+
+    Args:
+        folder: the model's files.
+        flavor: one of `FLAVORS`.
+        signature: of the model.
+        device: cpu or cuda.
+        dtype: float32, bfloat16 or float16.
+
+    Raises:
+        ModelError: the files cannot be loaded, or are not what the signature says.
+    """
+    check_flavor(flavor)
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: is not a folder; give the folder with the model's files")
+    try:
+        return _module(flavor).load(folder, signature, device, dtype)
+    except BatchPlatformError:
+        raise
+    except Exception as error:  # the files are untrusted and libraries raise anything; nothing is swallowed
+        raise ModelError(
+            f"{folder}: cannot be loaded as a {flavor} model ({type(error).__name__}: {_first_line(error)}); "
+            "check that the folder is complete, and register it again"
+        ) from error
+
+
+def describe(folder: Path, flavor: str, request: SignatureRequest) -> ModelSignature:
+    """The signature in the folder's `signature.json`, or made of the folder's own files; loads no model.
+
+    Raises:
+        ModelError: the folder is not of this flavor, or does not say enough.
+        SignatureError: the request does not suit the model.
+    """
+    check_flavor(flavor)
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: is not a folder; give the folder with the model's files")
+    path = folder / SIGNATURE_FILE
+    if not path.is_file():
+        return _module(flavor).describe(folder, request)
+    signature = ModelSignature.read(path)
+    for name in request.given:
+        asked, said = getattr(request, name), getattr(signature, name)
+        if asked != said:
+            raise SignatureError(f"{path} says {name} {said!r}, not {asked!r}: change the one or the other")
+    return signature
+
+
+def check_folder(folder: Path, flavor: str, signature: ModelSignature) -> None:
+    """Check that the files are there and agree with the signature, without loading the model.
+
+    Raises:
+        ModelError: a file is missing or unreadable.
+        SignatureError: the files and the signature say different things.
+    """
+    check_flavor(flavor)
+    _module(flavor).check_folder(folder, signature)
+
+
+def check_flavor(flavor: str) -> None:
+    """Refuse a flavor that there is no code for.
+
+    Raises:
+        ModelError: lists the flavors.
+    """
+    if flavor not in FLAVORS:
+        raise ModelError(f"flavor {flavor!r} is not supported: use one of {', '.join(FLAVORS)}")
+
+
+def _module(flavor: str) -> Any:
+    # Imported when asked for: transformers and torch cost seconds.
+    if flavor == "transformers":
+        from batch_platform.core.models import flavor_transformers
+
+        return flavor_transformers
+    from batch_platform.core.models import flavor_torch
+
+    return flavor_torch
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:300]

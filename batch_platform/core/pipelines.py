@@ -1,0 +1,52 @@
+"""Finding the project's pipeline files without Dagster, for the command line."""
+
+from pathlib import Path
+
+import yaml
+
+from batch_platform.core.spec import PipelineSpec, parse_spec
+from batch_platform.errors import PipelineFileError
+
+COMPONENT = "batch_platform.BatchInferencePipeline"
+
+
+def load_pipelines(defs: Path) -> dict[str, PipelineSpec]:
+    """Every pipeline under a `defs` folder, by name.
+
+    Raises:
+        PipelineFileError: a file is no YAML or breaks a rule; the message starts with the file. Also where
+            two pipelines have the same name.
+    """
+    found: dict[str, PipelineSpec] = {}
+    for path in sorted(defs.rglob("defs.yaml")):
+        for document in _documents(path):
+            if document.get("type") != COMPONENT:
+                continue
+            try:
+                spec = parse_spec(document.get("attributes") or {}, path.parent.name)
+            except PipelineFileError as error:
+                raise type(error)(f"{path}: {error}") from None
+            if spec.name in found:
+                raise PipelineFileError(f"{path}: name: a second pipeline is called {spec.name!r}")
+            found[spec.name] = spec
+    return found
+
+
+def find_pipeline(defs: Path, name: str) -> PipelineSpec:
+    """One pipeline by name.
+
+    Raises:
+        PipelineFileError: there is none of that name, or a file is wrong.
+    """
+    pipelines = load_pipelines(defs)
+    if name not in pipelines:
+        raise PipelineFileError(f"no pipeline {name!r}; there are: {', '.join(pipelines) or 'none'}")
+    return pipelines[name]
+
+
+def _documents(path: Path) -> list[dict]:
+    try:
+        documents = list(yaml.safe_load_all(path.read_text()))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PipelineFileError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return [document for document in documents if isinstance(document, dict)]

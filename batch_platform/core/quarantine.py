@@ -1,0 +1,110 @@
+"""The quarantine table: every row that could not be used, with its cause and place.
+
+Decides what is kept of a bad row. It does not decide which rows are bad, or how many are too many.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.lake import Slot
+from batch_platform.core.data.staging import stage
+from batch_platform.core.slice import Slice
+
+Stage = Literal["raw", "features", "predictions"]
+_PAYLOAD_CHARACTERS = 2_000
+
+# Without the partition columns `partition_key` and `stage`.
+SCHEMA = pa.schema(
+    [
+        ("row_key", pa.string()),
+        ("error_type", pa.string()),
+        ("message", pa.string()),
+        ("source_file", pa.string()),
+        ("source_row", pa.int64()),
+        ("payload", pa.string()),
+        ("attempt", pa.int64()),
+        ("run_id", pa.string()),
+        ("quarantined_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+
+def commit_quarantine(
+    slice_: Slice, stage_name: Stage, rejected: Sequence[Rejected], fingerprint: str
+) -> None:
+    """Make these rows the quarantine of one stage of the slice; none clears it.
+
+    Args:
+        fingerprint: of the work that rejected them, so that a repeated run changes nothing.
+    """
+    lake, slot = slice_.lake, Slot("quarantine", slice_.key, stage_name)
+    standing = lake.head(slot)
+    if standing is None and not rejected:
+        return
+    if standing is not None and standing.fingerprint == fingerprint:
+        return
+    attempt = lake.begin(slot)
+    now = datetime.now(UTC)
+    rows = [
+        {
+            "row_key": row.row_key,
+            "error_type": row.error_type,
+            "message": row.message,
+            "source_file": row.source_file,
+            "source_row": row.source_row,
+            "payload": row.payload,
+            "attempt": attempt,
+            "run_id": slice_.run.run_id,
+            "quarantined_at": now,
+        }
+        for row in rejected
+    ]
+    staged = stage(
+        [pa.RecordBatch.from_pylist(rows, SCHEMA)],
+        SCHEMA,
+        slice_.layout.staging(slice_.key) / f"quarantine-{attempt}",
+        stage_name,
+    )
+    lake.commit(slot, staged, SCHEMA, slice_.receipt(fingerprint, stage=stage_name), attempt)
+
+
+def standing_quarantine(slice_: Slice, stage_name: Stage) -> list[Rejected]:
+    """The rows that one stage of the slice has in quarantine."""
+    names = ["row_key", "error_type", "message", "source_file", "source_row", "payload"]
+    return [
+        Rejected(**row)
+        for batch in slice_.lake.batches("quarantine", slice_.key, names, stage=stage_name)
+        for row in batch.to_pylist()
+    ]
+
+
+def payload_of(slice_: Slice, row: Mapping[str, Any]) -> str | None:
+    """A row as it may be kept: as JSON, or nothing where the pipeline has sensitive columns."""
+    if any(column.sensitive for column in slice_.spec.source.columns.values()):
+        return None
+    return json.dumps(row, default=str, ensure_ascii=False)[:_PAYLOAD_CHARACTERS]
+
+
+def causes(rejected: Iterable[Rejected]) -> dict[str, int]:
+    """Rows by error type, the most frequent first."""
+    return dict(Counter(row.error_type for row in rejected).most_common())
+
+
+def locate(slice_: Slice, keys: set[str]) -> dict[str, tuple[str, int]]:
+    """Where rows of the slice came from: row key -> (source file, row number)."""
+    places: dict[str, tuple[str, int]] = {}
+    if not keys:
+        return places
+    wanted = pa.array(sorted(keys), pa.string())
+    for batch in slice_.lake.batches("raw", slice_.key, ["row_key", "source_file", "source_row"]):
+        found = batch.filter(pc.is_in(batch["row_key"], value_set=wanted))
+        for key, file, row in zip(*(column.to_pylist() for column in found.columns), strict=True):
+            places[key] = (file, row)
+    return places

@@ -1,0 +1,321 @@
+"""Stage `predictions`: one partition of features scored by one model version, exactly once.
+
+Reads in this order: pin the work, adopt what is there, score the missing shards, judge the result, commit.
+Killed anywhere, a later call goes on from the last finished shard; a changed model, recipe, parameter or
+code has another fingerprint and starts afresh. It does not know how a model computes.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batch_platform.core import gate
+from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.lake import Commit, Slot
+from batch_platform.core.data.ledger import FinishedShard, ShardLedger
+from batch_platform.core.data.staging import read_files
+from batch_platform.core.inference.engine import Engine, ShardResult
+from batch_platform.core.inference.stats import RunStats
+from batch_platform.core.models.registry import RegisteredVersion
+from batch_platform.core.models.signature import ModelSignature
+from batch_platform.core.provenance.fingerprint import code_version, fingerprint, input_hashes
+from batch_platform.core.quarantine import causes, commit_quarantine, locate, payload_of, standing_quarantine
+from batch_platform.core.slice import Slice, StageResult, commit_small
+from batch_platform.core.spec import DecisionSpec
+from batch_platform.errors import SignatureError
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be scored and by what, pinned before the first row is read.
+
+    Attributes:
+        model: the version that the alias pointed to when the run was asked for.
+        signature: the model's, with the pipeline's positive class.
+        parameters: all that can change an output besides data, model and code.
+    """
+
+    features: Commit
+    recipe_version: str
+    model: RegisteredVersion
+    signature: ModelSignature
+    decision: DecisionSpec | None
+    parameters: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            {
+                "features": self.features.fingerprint,
+                "recipe": self.recipe_version,
+                "model": [self.model.name, self.model.version, self.model.digest],
+                "parameters": self.parameters,
+                "code": code_version(),
+            }
+        )
+
+    @property
+    def rows_in(self) -> int:
+        return sum(file["rows"] for file in self.features.receipt["files"])
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the predictions table."""
+        return pa.schema(
+            [
+                ("row_key", pa.string()),
+                *self.signature.output_schema(),
+                *([("decision", pa.string())] if self.decision else []),
+                ("model_version", pa.string()),
+                ("model_digest", pa.string()),
+                ("recipe_version", pa.string()),
+                ("input_hash", pa.string()),
+                ("run_id", pa.string()),
+                ("scored_at", pa.timestamp("us", tz="UTC")),
+            ]
+        )
+
+
+def score_partition(
+    slice_: Slice, model: RegisteredVersion, engine: Engine, progress: Progress
+) -> StageResult:
+    """Score one partition of features.
+
+    Args:
+        model: the version to score with.
+        engine: that model, loaded; it may have scored other partitions before.
+        progress: told after every shard.
+
+    Raises:
+        UpstreamMissingError: the partition has no features.
+        SignatureError: the model does not fit the features.
+        GateError: too many rows failed, or the result does not reconcile; nothing was committed.
+        SupersededError: a newer attempt has committed.
+        StorageError: the lake cannot be written.
+    """
+    work = pin(slice_, model, engine)
+    slot = Slot("predictions", slice_.key)
+    standing = slice_.lake.head(slot)
+    if standing is not None and standing.fingerprint == work.fingerprint:
+        return _adopt(slice_, work, standing)
+
+    attempt = slice_.lake.begin(slot)
+    ledger = ShardLedger(slice_.layout.staging(slice_.key) / work.fingerprint)
+    shards = _score_missing_shards(slice_, work, engine, ledger, progress)
+    rejected = _rejected_rows(slice_, shards)
+    staged = [shard.file for shard in shards if shard.file is not None]
+    checks = _judge(slice_, work, (file.path for file in staged), rejected)
+    gate.enforce(checks, slice_.about)
+
+    stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
+    commit_quarantine(slice_, "predictions", rejected, work.fingerprint)
+    receipt = slice_.receipt(
+        work.fingerprint, **_describe(work), stats=stats.to_dict(), quarantined=len(rejected)
+    )
+    commit = slice_.lake.commit(slot, staged, work.schema, receipt, attempt)
+    _record_stats(slice_, stats, work.fingerprint)
+    return _result(work, commit, checks, reused=False)
+
+
+# -- pin --------------------------------------------------------------------------------------------------
+
+
+def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
+    """Fix what the result will be made of.
+
+    Raises:
+        UpstreamMissingError: the partition has no features.
+        SignatureError: model, features and decision do not fit each other.
+    """
+    features = slice_.committed("features")
+    signature = signature_for(model, slice_.spec.decision)
+    schema = slice_.lake.schema("features")
+    assert schema is not None  # there is a commit
+    try:
+        signature.check_features(schema)
+    except SignatureError as error:
+        raise SignatureError(f"{slice_.about}, model {model.name} version {model.version}: {error}") from None
+    decision = slice_.spec.decision
+    parameters = {
+        **engine.plan.to_dict(),
+        "shard_rows": slice_.spec.inference.shard_rows,
+        "positive_class": signature.positive_class,
+        "decision": None if decision is None else decision.model_dump(),
+    }
+    return Work(features, features.receipt["recipe_version"], model, signature, decision, parameters)
+
+
+def signature_for(model: RegisteredVersion, decision: DecisionSpec | None) -> ModelSignature:
+    """The model's signature under the pipeline's decision, which names the positive class.
+
+    Raises:
+        SignatureError: the decision does not suit the model.
+    """
+    signature = model.signature
+    if decision is None:
+        return signature
+    about = f"model {model.name} version {model.version}"
+    if signature.task != "classification" or len(signature.labels) != 2:
+        raise SignatureError(f"{about}: `decision` needs a classifier of two classes; remove it")
+    if decision.positive_class not in signature.labels:
+        raise SignatureError(
+            f"{about}: decision.positive_class {decision.positive_class!r} is none of {list(signature.labels)}"
+        )
+    return signature.with_positive_class(decision.positive_class)
+
+
+def _describe(work: Work) -> dict[str, Any]:
+    return {
+        "model": work.model.name,
+        "model_version": work.model.version,
+        "model_digest": work.model.digest,
+        "recipe_version": work.recipe_version,
+        "code_version": code_version(),
+        "parameters": work.parameters,
+        "features_fingerprint": work.features.fingerprint,
+    }
+
+
+# -- shards -----------------------------------------------------------------------------------------------
+
+
+def _score_missing_shards(
+    slice_: Slice, work: Work, engine: Engine, ledger: ShardLedger, progress: Progress
+) -> list[FinishedShard]:
+    shards: dict[int, FinishedShard] = {}
+    waiting: deque[tuple[int, pa.Table]] = deque()
+
+    def missing() -> Iterator[pa.Table]:
+        for index, features in enumerate(_cut(slice_)):
+            if (done := ledger.finished(index)) is not None:
+                shards[index] = done
+                continue
+            waiting.append((index, features))
+            yield features
+
+    done_rows = 0
+    for result in engine.score_stream(missing()):
+        index, features = waiting.popleft()
+        rows = _decorate(slice_, work, features, result)
+        notes = {
+            "stats": result.stats.to_dict(),
+            "failures": [[f.row_key, f.error_type, f.message] for f in result.failures],
+        }
+        shards[index] = ledger.record(index, rows, notes)
+        done_rows += features.num_rows
+        progress(f"{slice_.about}: {done_rows} of {work.rows_in} rows scored")
+    return [shards[index] for index in sorted(shards)]
+
+
+def _cut(slice_: Slice) -> Iterator[pa.Table]:
+    """The features in their committed order, `shard_rows` at a time."""
+    size = slice_.spec.inference.shard_rows
+    held: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in slice_.lake.batches("features", slice_.key):
+        while rows + batch.num_rows >= size:
+            held.append(batch.slice(0, size - rows))
+            yield pa.Table.from_batches(held)
+            batch = batch.slice(size - rows)  # noqa: PLW2901 - what is left of it
+            held, rows = [], 0
+        if batch.num_rows:
+            held.append(batch)
+            rows += batch.num_rows
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _decorate(slice_: Slice, work: Work, features: pa.Table, result: ShardResult) -> pa.Table:
+    """The outputs of a shard with everything that says what made them."""
+    outputs = result.outputs
+    hashes = input_hashes(features, [column.name for column in work.signature.inputs])
+    if result.failures:
+        hashes = hashes.filter(pc.is_in(features["row_key"], value_set=outputs["row_key"].combine_chunks()))
+    columns = {name: outputs[name] for name in outputs.column_names}
+    if work.decision is not None:
+        columns["decision"] = _decide(outputs["score"], work.signature, work.decision)
+    constants = {
+        "model_version": work.model.version,
+        "model_digest": work.model.digest,
+        "recipe_version": work.recipe_version,
+        "run_id": slice_.run.run_id,
+    }
+    columns |= {name: pa.repeat(pa.scalar(value), outputs.num_rows) for name, value in constants.items()}
+    columns["input_hash"] = hashes
+    columns["scored_at"] = pa.repeat(
+        pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC")), outputs.num_rows
+    )
+    return pa.table({name: columns[name] for name in work.schema.names}, schema=work.schema)
+
+
+def _decide(score: pa.ChunkedArray, signature: ModelSignature, decision: DecisionSpec) -> pa.ChunkedArray:
+    other = next(label for label in signature.labels if label != decision.positive_class)
+    return pc.if_else(pc.greater_equal(score, decision.threshold), decision.positive_class, other)
+
+
+def _rejected_rows(slice_: Slice, shards: list[FinishedShard]) -> list[Rejected]:
+    failures = [failure for shard in shards for failure in shard.notes["failures"]]
+    places = locate(slice_, {key for key, _, _ in failures})
+    rejected = []
+    for key, error_type, message in failures:
+        file, row = places[key]
+        payload = payload_of(slice_, {"row_key": key})
+        rejected.append(Rejected(key, error_type, message, file, row, payload))
+    return rejected
+
+
+# -- gate and result --------------------------------------------------------------------------------------
+
+
+def _judge(
+    slice_: Slice, work: Work, paths: Iterable[Path], rejected: list[Rejected]
+) -> tuple[gate.CheckResult, ...]:
+    quarantined = frozenset(row.row_key for row in rejected if row.row_key is not None)
+    keys = (batch["row_key"] for batch in slice_.lake.batches("features", slice_.key, ["row_key"]))
+    return (
+        *gate.judge_predictions(keys, read_files(paths), quarantined, work.signature),
+        gate.quarantined_share(causes(rejected), work.rows_in, slice_.spec.inference.max_error_share),
+    )
+
+
+def _adopt(slice_: Slice, work: Work, standing: Commit) -> StageResult:
+    """The same work was committed before: judge again what stands, score nothing."""
+    rejected = standing_quarantine(slice_, "predictions")
+    checks = _judge(slice_, work, slice_.lake.paths("predictions", slice_.key), rejected)
+    gate.enforce(checks, slice_.about)
+    return _result(work, standing, checks, reused=True)
+
+
+def _result(work: Work, commit: Commit, checks: tuple[gate.CheckResult, ...], reused: bool) -> StageResult:
+    receipt = commit.receipt
+    return StageResult(
+        table="predictions",
+        rows=sum(file["rows"] for file in receipt["files"]),
+        data_version=commit.fingerprint,
+        reused=reused,
+        checks=checks,
+        metadata={
+            "rows_in": work.rows_in,
+            "quarantined": receipt["quarantined"],
+            "model": f"{work.model.name} version {work.model.version}",
+            "model_digest": work.model.digest,
+            "recipe_version": work.recipe_version,
+            "code_version": receipt["code_version"],
+            "scored_by_run": receipt["run_id"],
+            **{f"stats {name}": value for name, value in receipt["stats"].items()},
+        },
+    )
+
+
+def _record_stats(slice_: Slice, stats: RunStats, fingerprint_: str) -> None:
+    plain = {name: value for name, value in stats.to_dict().items() if isinstance(value, int | float | str)}
+    batch = pa.RecordBatch.from_pylist([{"fingerprint": fingerprint_, "run_id": slice_.run.run_id, **plain}])
+    commit_small(slice_, "run_stats", batch, fingerprint_)

@@ -1,0 +1,127 @@
+"""What every stage is given and gives back.
+
+A slice is one partition of one pipeline together with where to read and write it; a stage result is what
+a stage committed and how it was judged. No stage logic here.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from batch_platform.core.data.lake import Commit, Lake, Slot
+from batch_platform.core.data.partitions import Partition
+from batch_platform.core.data.staging import stage
+from batch_platform.core.gate import CheckResult
+from batch_platform.core.layout import Layout
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import UpstreamMissingError
+from batch_platform.settings import Settings
+
+
+@dataclass(frozen=True)
+class Run:
+    """Who does the work: the orchestrator's run, and what started it."""
+
+    run_id: str
+    triggered_by: str = "manual"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One partition of one pipeline, and where it is worked on.
+
+    Attributes:
+        base: folder that relative URIs of the pipeline file start from.
+    """
+
+    spec: PipelineSpec
+    partition: Partition
+    settings: Settings
+    base: Path
+    run: Run
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(self.settings, self.spec.name)
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.layout)
+
+    @property
+    def key(self) -> str:
+        return self.partition.key
+
+    @property
+    def about(self) -> str:
+        """How messages name it."""
+        return f"pipeline {self.spec.name}, partition {self.key}"
+
+    def committed(self, table: str) -> Commit:
+        """The commit of an upstream stage.
+
+        Raises:
+            UpstreamMissingError: nothing was committed yet.
+        """
+        commit = self.lake.head(Slot(table, self.key))
+        if commit is None:
+            raise UpstreamMissingError(
+                f"{self.about}: {table} is not there yet; materialize {self.spec.name}/{table} for it first"
+            )
+        return commit
+
+    def receipt(self, fingerprint: str, **what: Any) -> dict[str, Any]:
+        """The receipt of a commit: what is given, and who, when and for which partition."""
+        return {
+            "fingerprint": fingerprint,
+            "pipeline": self.spec.name,
+            "run_id": self.run.run_id,
+            "triggered_by": self.run.triggered_by,
+            "committed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **what,
+        }
+
+
+def commit_small(slice_: Slice, table: str, rows: pa.RecordBatch, fingerprint: str) -> None:
+    """Make a few rows (statistics, verdicts) the content of a table's partition, unless they are already."""
+    slot = Slot(table, slice_.key)
+    standing = slice_.lake.head(slot)
+    if standing is not None and standing.fingerprint == fingerprint:
+        return
+    attempt = slice_.lake.begin(slot)
+    folder = slice_.layout.staging(slice_.key) / f"{table}-{attempt}"
+    staged = stage([rows], rows.schema, folder, table)
+    slice_.lake.commit(slot, staged, rows.schema, slice_.receipt(fingerprint), attempt)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's committed result.
+
+    Attributes:
+        table: the table committed to.
+        rows: rows that stand in the partition.
+        data_version: identity of the content, for staleness.
+        reused: True where the same work had been committed before and nothing was done.
+        checks: the gate's verdicts on this content.
+        metadata: values (numbers, strings, mappings) that a person wants to see.
+        markdown: a longer text for people, with tables and pictures; empty for none.
+        report: file that a person opens; None for none.
+        rendering: work on `report` that goes on beside the next partitions; the stage has ended well only
+            when it has.
+    """
+
+    table: str
+    rows: int
+    data_version: str
+    reused: bool
+    checks: tuple[CheckResult, ...]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    markdown: str = ""
+    report: Path | None = None
+    rendering: Future[Path] | None = None

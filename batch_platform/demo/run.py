@@ -1,0 +1,140 @@
+"""`make demo`: fetch the data, train and register the models, score real dates through Dagster, sum up.
+
+Every step looks first at what is there, so that a second run does only what is missing.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from batch_platform.core import outcomes
+from batch_platform.core.data.lake import Lake
+from batch_platform.core.data.partitions import contiguous
+from batch_platform.core.layout import Layout
+from batch_platform.core.pipelines import load_pipelines
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import BatchPlatformError
+from batch_platform.settings import Settings, project_root
+
+# First and last partition that the demo scores.
+RANGES = {
+    "flight_delays": ("2013-05-01", "2013-07-02"),
+    "email_triage": ("2002-07-08", "2002-10-10"),
+}
+STAGES = ("raw", "features", "predictions", "drift_report", "performance")
+
+
+class DemoError(BatchPlatformError):
+    """A step of the demo failed; its output is above."""
+
+
+def main() -> int:
+    """Run the demo; 1 where a step failed."""
+    started = time.monotonic()
+    try:
+        settings = Settings.from_env()
+        specs = load_pipelines(project_root() / "batch_platform" / "defs")
+        _step("real data", [sys.executable, "-m", "batch_platform.demo.fetch"])
+        for name in RANGES:
+            _train(specs[name], settings)
+        for name, (first, last) in RANGES.items():
+            _score(specs[name], settings, first, last)
+    except BatchPlatformError as error:
+        print(f"make demo: {error}", file=sys.stderr)
+        return 1
+    for name in RANGES:
+        _sum_up(specs[name], settings)
+    print(f"\nDone in {time.monotonic() - started:.0f} s. `make ui` opens Dagster with these results;")
+    print("`.venv/bin/batch-platform status` says the same on the command line.")
+    return 0
+
+
+def _train(spec: PipelineSpec, settings: Settings) -> None:
+    from batch_platform.core.models.registry import Registry
+    from batch_platform.errors import ModelNotFoundError
+
+    try:
+        version = Registry(settings.root).resolve(spec.model.name, spec.model.alias)
+    except ModelNotFoundError:
+        _step(f"{spec.name}: train and register", _dg("launch", "--assets", f"{spec.name}/training"))
+        return
+    print(f"== {spec.name}: model {version.name} version {version.version} is registered", flush=True)
+
+
+def _score(spec: PipelineSpec, settings: Settings, first: str, last: str) -> None:
+    layout = Layout.of(settings, spec.name)
+    wanted = spec.partitions.calendar().between(first, last)
+    missing = [partition for partition in wanted if not outcomes.finished(layout, partition.key, STAGES)]
+    if not missing:
+        print(f"== {spec.name}: {len(wanted)} partitions are there", flush=True)
+    assets = ",".join(f"key:{spec.name}/{stage}" for stage in STAGES).replace(",", " or ")
+    for start, end in contiguous(missing):
+        title = f"{spec.name}: score {start.key} to {end.key}"
+        _step(title, _dg("launch", "--assets", assets, "--partition-range", f"{start.key}...{end.key}"))
+
+
+def _dg(*words: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("dg")), *words]
+
+
+def _step(title: str, command: list[str]) -> None:
+    """Run a step, showing its progress lines; all of its output goes to a log.
+
+    Raises:
+        DemoError: it failed.
+    """
+    print(f"== {title}", flush=True)
+    log = project_root() / ".dagster_home" / "demo.log"
+    log.parent.mkdir(exist_ok=True)
+    started = time.monotonic()
+    tail: list[str] = []
+    with log.open("a") as file:
+        file.write(f"\n== {datetime.now(UTC).isoformat(timespec='seconds')} {' '.join(command)}\n")
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=project_root(),
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        assert process.stdout is not None
+        for line in _logged(process.stdout, file.write):
+            tail = [*tail[-30:], line]
+            if _is_progress(line):
+                print(f"   {line.rstrip()}", flush=True)
+        code = process.wait()
+    if code:
+        print("".join(tail), file=sys.stderr)
+        raise DemoError(f"{title} failed with exit code {code}; everything it said is in {log}")
+    print(f"   {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _logged(lines: Iterable[str], write: Callable[[str], object]) -> Iterator[str]:
+    for line in lines:
+        write(line)
+        yield line
+
+
+def _is_progress(line: str) -> bool:
+    # Dagster's own lines begin with a time; ours with the pipeline or the data set.
+    return line.startswith("[")
+
+
+def _sum_up(spec: PipelineSpec, settings: Settings) -> None:
+    lake = Lake(Layout.of(settings, spec.name))
+    rows = {table: sum(lake.partition_rows(table).values()) for table in ("raw", "predictions", "quarantine")}
+    partitions = len(lake.partition_rows("predictions"))
+    print(
+        f"\n{spec.name}: {partitions} partitions with rows; {rows['raw']} raw rows, {rows['predictions']} "
+        f"predictions, {rows['quarantine']} in quarantine"
+    )
+    print(f"   tables: {lake.layout.table('predictions').parent}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""The chain of a pipeline as one multi-asset: dates outside, stages inside.
+
+A backfill runs many dates in one step, with one loaded model. A date that fails is named, its later
+stages do not run, the other dates are finished, and the step fails at the end. Each date leaves its
+own events, metadata and check results. What a stage does is not decided here.
+"""
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from batch_platform.core import outcomes
+from batch_platform.core.layout import Layout
+from batch_platform.core.outcomes import Outcome
+from batch_platform.core.slice import Run, Slice, StageResult
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import BatchPlatformError, GateError, SupersededError
+from batch_platform.orchestration import events
+from batch_platform.orchestration.metadata import stage_metadata
+from batch_platform.orchestration.partitions import partitions_definition
+from batch_platform.orchestration.services import Services
+from batch_platform.orchestration.stages import Stage, asset_key, code_version_of, stages_of
+from batch_platform.settings import Settings, project_root
+
+# Inference takes a slot of this pool; `dagster.yaml` limits it.
+POOL = "gpu"
+
+
+def pipeline_assets(spec: PipelineSpec) -> dg.AssetsDefinition:
+    """The assets and checks of one pipeline."""
+    partitions = partitions_definition(spec.partitions)
+    stages = stages_of(spec)
+    specs = [_asset_spec(spec, stage, partitions) for stage in stages]
+    checks = [
+        dg.AssetCheckSpec(
+            name, asset=asset_key(spec, stage.name), partitions_def=partitions, blocking=blocking
+        )
+        for stage in stages
+        for name, blocking in [
+            *((name, stage.blocking) for name in stage.checks),
+            (events.COMPLETE, True),
+        ]
+    ]
+
+    @dg.multi_asset(
+        name=f"{spec.name}__pipeline",
+        specs=specs,
+        check_specs=checks,
+        partitions_def=partitions,
+        can_subset=True,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        pool=POOL,
+    )
+    def pipeline(context: dg.AssetExecutionContext) -> Iterator[Any]:
+        selected = [s for s in stages if asset_key(spec, s.name) in context.selected_asset_keys]
+        yield from _Range(context, spec, selected).run()
+
+    return pipeline
+
+
+def _asset_spec(spec: PipelineSpec, stage: Stage, partitions: dg.PartitionsDefinition) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        asset_key(spec, stage.name),
+        deps=[asset_key(spec, upstream) for upstream in stage.upstream],
+        description=stage.description,
+        partitions_def=partitions,
+        group_name=spec.name,
+        owners=spec.owners,
+        code_version=code_version_of(spec, stage.name),
+        skippable=True,
+        kinds=set(stage.kinds),
+    )
+
+
+class _Range:
+    """The dates of one run, one after the other."""
+
+    def __init__(self, context: dg.AssetExecutionContext, spec: PipelineSpec, stages: list[Stage]) -> None:
+        self._context = context
+        self._spec = spec
+        self._stages = stages
+        self._settings = Settings.from_env()
+        self._base = project_root()
+        self._layout = Layout.of(self._settings, spec.name)
+        self._calendar = spec.partitions.calendar()
+        self._run = Run(context.run_id, _trigger(context))
+        self._services = Services(spec, self._settings)
+        self._failed: dict[str, str] = {}
+        self._rendering: deque[tuple[str, Stage, StageResult]] = deque()
+
+    def run(self) -> Iterator[Any]:
+        """Work through the dates.
+
+        Raises:
+            dagster.Failure: some dates failed; its message names each with its cause.
+        """
+        keys = list(self._context.partition_keys)
+        try:
+            for number, key in enumerate(keys, start=1):
+                started = time.monotonic()
+                yield from self._date(key)
+                yield from self._report_rendered(wait=False)
+                state = "FAILED" if key in self._failed else "done"
+                seconds = time.monotonic() - started
+                self._services.progress(
+                    f"[{self._spec.name}] {key} {state} ({number} of {len(keys)}, {seconds:.1f} s)"
+                )
+            yield from self._report_rendered(wait=True)
+        finally:
+            self._services.close()
+        if self._failed:
+            raise dg.Failure(self._summary(len(keys)), allow_retries=False)
+        yield from events.release_downstream(
+            self._context.assets_def, (self._asset(stage) for stage in self._stages)
+        )
+
+    def _date(self, key: str) -> Iterator[Any]:
+        slice_ = Slice(self._spec, self._calendar.partition(key), self._settings, self._base, self._run)
+        for position, stage in enumerate(self._stages):
+            try:
+                result = stage.work(slice_, self._services)
+            except SupersededError as error:
+                self._services.progress(f"[{self._spec.name}] {error}")
+                return
+            except Exception as error:  # noqa: BLE001 - one bad date must not stop the others; the run fails at its end
+                yield from self._report_failure(key, position, error)
+                return
+            for check in result.checks:
+                yield events.evaluation(self._asset(stage), key, check, stage.blocking)
+            if result.rendering is not None:
+                self._rendering.append((key, stage, result))
+            else:
+                yield from self._report_done(key, stage, result)
+
+    def _report_rendered(self, wait: bool) -> Iterator[Any]:
+        """Report the stages whose reports are ready; with `wait`, all of them."""
+        while self._rendering:
+            key, stage, result = self._rendering[0]
+            assert result.rendering is not None
+            if not wait and not result.rendering.done():
+                return
+            self._rendering.popleft()
+            try:
+                result.rendering.result()
+            except Exception as error:  # noqa: BLE001 - as for the stages
+                yield from self._report_failure(key, self._stages.index(stage), error, alone=True)
+            else:
+                yield from self._report_done(key, stage, result)
+
+    def _report_done(self, key: str, stage: Stage, result: StageResult) -> Iterator[Any]:
+        yield events.materialization(
+            self._asset(stage),
+            key,
+            stage_metadata(result, self._settings),
+            result.data_version,
+            code_version_of(self._spec, stage.name),
+            self._inputs(key, stage),
+        )
+        yield events.complete(self._asset(stage), key)
+        outcomes.record(self._layout, key, {stage.name: Outcome.now("done", self._run.run_id)})
+
+    def _report_failure(
+        self, key: str, position: int, error: Exception, alone: bool = False
+    ) -> Iterator[Any]:
+        """Report a stage that failed and those below it that are therefore not run (`alone`: there are none)."""
+        stage = self._stages[position]
+        below = [] if alone else self._stages[position + 1 :]
+        cause = self._cause(error)
+        self._failed[key] = f"{stage.name}: {cause}"
+        for check in error.checks if isinstance(error, GateError) else ():
+            yield events.evaluation(self._asset(stage), key, check, stage.blocking)
+        yield events.complete(self._asset(stage), key, cause)
+        ended = {stage.name: Outcome.now("failed", self._run.run_id, cause)}
+        for skipped in below:
+            yield events.complete(self._asset(skipped), key, f"not run: {stage.name} failed: {cause}")
+            ended[skipped.name] = Outcome.now("skipped", self._run.run_id, f"{stage.name} failed")
+        outcomes.record(self._layout, key, ended)
+
+    def _cause(self, error: Exception) -> str:
+        if isinstance(error, BatchPlatformError):
+            return " ".join(str(error).split())
+        # Not one of the refusals that explain themselves: where it happened must be seen.
+        self._services.progress("".join(traceback.format_exception(error)))
+        return f"{type(error).__name__}: {error}"
+
+    def _asset(self, stage: Stage) -> dg.AssetKey:
+        return asset_key(self._spec, stage.name)
+
+    def _inputs(self, key: str, stage: Stage) -> dict[dg.AssetKey, tuple[str, str]]:
+        versions = {}
+        for upstream in stage.upstream:
+            asset = asset_key(self._spec, upstream)
+            if upstream == "model":
+                versions[asset] = (self._services.model.digest, "NULL")
+            else:
+                versions[asset] = events.newest_materialization(self._context.instance, asset, key)
+        return versions
+
+    def _summary(self, dates: int) -> str:
+        lines = [f"{key}: {cause}" for key, cause in self._failed.items()]
+        head = f"{self._spec.name}: {len(self._failed)} of {dates} partitions failed, the others are done"
+        hint = "Mend the cause and materialize these partitions again; the others need nothing."
+        return "\n".join([head, *lines, hint])
+
+
+def _trigger(context: dg.AssetExecutionContext) -> str:
+    tags = context.run.tags
+    for name in ("dagster/schedule_name", "dagster/sensor_name", "dagster/backfill"):
+        if name in tags:
+            return f"{name.removeprefix('dagster/')}: {tags[name]}"
+    return "manual"

@@ -1,0 +1,68 @@
+"""The component that turns a pipeline file into assets, checks, a job and a schedule. Wiring only."""
+
+import textwrap
+from typing import Any
+
+import dagster as dg
+from dagster.components import Scaffolder, ScaffoldRequest
+from pydantic import BaseModel
+
+from batch_platform.core.spec import PipelineSpec, named
+from batch_platform.orchestration.assets import pipeline_assets
+from batch_platform.orchestration.automation import pipeline_job, pipeline_schedule
+from batch_platform.orchestration.model_assets import model_asset, training_asset
+from batch_platform.orchestration.scaffold import TEMPLATE
+
+
+class PipelineScaffolder(Scaffolder):
+    """Writes a commented `defs.yaml` for `dg scaffold defs`."""
+
+    def scaffold(self, request: ScaffoldRequest) -> None:
+        """Write the file into the new folder."""
+        request.target_path.mkdir(parents=True, exist_ok=True)
+        content = TEMPLATE.replace("NAME", request.target_path.name)
+        (request.target_path / "defs.yaml").write_text(content)
+
+
+@dg.scaffold_with(PipelineScaffolder)
+class BatchInferencePipeline(PipelineSpec, dg.Component):
+    """Batch inference by date: raw inputs -> features -> predictions -> drift reports.
+
+    Makes the assets `<name>/raw`, `features`, `predictions`, `drift_report`, `performance` (with labels),
+    all partitioned, their checks, the asset `model`, a job and, if asked for, a schedule. A module
+    `training.py` beside the pipeline file adds the asset `training`.
+    """
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        """The schema that pipeline files are checked against and that the UI documents."""
+        return PipelineSpec
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> "BatchInferencePipeline":
+        """Make the component of a checked pipeline file."""
+        assert isinstance(attributes, PipelineSpec)
+        return cls(**{name: getattr(attributes, name) for name in attributes.model_fields_set})
+
+    @classmethod
+    def get_spec(cls) -> dg.ComponentTypeSpec:
+        """What the component's docs say besides the fields."""
+        return dg.ComponentTypeSpec(
+            description=textwrap.dedent(cls.__doc__ or ""), tags=["batch", "inference"]
+        )
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        """The pipeline's definitions.
+
+        Raises:
+            PipelineFileError: the name is missing and the folder's cannot be used.
+            NotYetSupportedError: a field of a later release is used.
+        """
+        spec: PipelineSpec = self if self.name else named(self, context.path.name)
+        spec.refuse_unsupported()
+        assets: list[Any] = [pipeline_assets(spec), model_asset(spec)]
+        if (context.path / "training.py").is_file():
+            module = context.defs_relative_module_name(context.path / "training.py")
+            assets.append(training_asset(spec, module))
+        job = pipeline_job(spec)
+        return dg.Definitions(assets=assets, jobs=[job], schedules=pipeline_schedule(spec, job))

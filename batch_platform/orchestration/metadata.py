@@ -1,0 +1,53 @@
+"""Plain values as Dagster shows them. Decides the form only."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import dagster as dg
+import pyarrow as pa
+
+from batch_platform.core.slice import StageResult
+from batch_platform.settings import Settings
+
+
+def as_metadata(values: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
+    """Numbers, strings, lists and mappings as metadata; nothing else is accepted."""
+    return {name: _value(value) for name, value in values.items() if value is not None}
+
+
+def stage_metadata(result: StageResult, settings: Settings) -> dict[str, dg.MetadataValue]:
+    """What a person sees of a stage's result beside the asset."""
+    shown = {"dagster/partition_row_count": result.rows, "reused": result.reused, **result.metadata}
+    metadata = as_metadata(shown)
+    if result.markdown:
+        metadata["summary"] = dg.MetadataValue.md(result.markdown)
+    if result.report is not None:
+        # Browsers refuse links from the UI to files, so the link goes to the server of the reports.
+        place = result.report.relative_to(settings.root / "reports").as_posix()
+        metadata["report"] = dg.MetadataValue.url(f"{settings.reports_url}/{quote(place)}")
+        metadata["report_file"] = dg.MetadataValue.path(result.report)
+    return metadata
+
+
+def table_schema(schema: pa.Schema) -> dg.TableSchemaMetadataValue:
+    """The columns of a table."""
+    return dg.MetadataValue.table_schema(
+        dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in schema])
+    )
+
+
+def _value(value: Any) -> dg.MetadataValue:
+    if isinstance(value, dg.MetadataValue):
+        return value
+    if isinstance(value, bool):
+        return dg.MetadataValue.bool(value)
+    if isinstance(value, int):
+        return dg.MetadataValue.int(value)
+    if isinstance(value, float):
+        return dg.MetadataValue.float(value)
+    if isinstance(value, str):
+        return dg.MetadataValue.text(value)
+    if isinstance(value, Mapping | list | tuple):
+        return dg.MetadataValue.json(value if isinstance(value, Mapping) else list(value))
+    raise TypeError(f"no metadata for {type(value).__name__}: {value!r}")

@@ -1,0 +1,69 @@
+"""The assets `model` (what the alias points to) and `training` (makes a new version), both unpartitioned.
+
+`model` is observed, never made: a changed digest makes the predictions stale, and a run over many dates
+is not split by it.
+"""
+
+import importlib
+from collections.abc import Iterator
+
+import dagster as dg
+
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import BatchPlatformError
+from batch_platform.orchestration.metadata import as_metadata
+from batch_platform.orchestration.stages import asset_key
+from batch_platform.settings import Settings
+
+
+def model_asset(spec: PipelineSpec) -> dg.SourceAsset:
+    """The registered model behind the pipeline's alias; its data version is the artifact digest."""
+
+    @dg.observable_source_asset(
+        key=asset_key(spec, "model"),
+        group_name=spec.name,
+        description=f"Registered model {spec.model.name!r}, alias {spec.model.alias!r}.",
+    )
+    def model() -> dg.ObserveResult:
+        from batch_platform.core.models.registry import Registry
+
+        version = Registry(Settings.from_env().root).resolve(spec.model.name, spec.model.alias)
+        return dg.ObserveResult(
+            data_version=dg.DataVersion(version.digest),
+            metadata=as_metadata(
+                {"version": version.version, "digest": version.digest, "flavor": version.flavor}
+            ),
+        )
+
+    return model
+
+
+def training_asset(spec: PipelineSpec, module: str) -> dg.AssetsDefinition:
+    """The asset that trains and registers a version, by the `train` function of the pipeline's module.
+
+    Args:
+        module: dotted name of the module that defines `train(spec, settings) -> RegisteredVersion`.
+    """
+
+    @dg.asset(
+        key=asset_key(spec, "training"),
+        group_name=spec.name,
+        description=f"Trains {spec.model.name!r}, registers the version and points the alias to it.",
+        kinds={"pytorch"},
+    )
+    def training(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+        train = getattr(importlib.import_module(module), "train", None)
+        if not callable(train):
+            raise BatchPlatformError(
+                f"pipeline {spec.name}: {module} defines no function train(spec, settings)"
+            )
+        version = train(spec, Settings.from_env())
+        context.instance.report_runless_asset_event(
+            dg.AssetObservation(asset_key(spec, "model"), tags={"dagster/data_version": version.digest})
+        )
+        yield dg.MaterializeResult(
+            data_version=dg.DataVersion(version.digest),
+            metadata=as_metadata({"version": version.version, "digest": version.digest}),
+        )
+
+    return training

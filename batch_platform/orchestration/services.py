@@ -1,0 +1,66 @@
+"""What the stages of one run share: the model, loaded once, the report renderer and the progress line.
+
+The alias is resolved when first asked for, at the start of the run, and never again in the run.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.settings import Settings
+
+if TYPE_CHECKING:
+    from batch_platform.core.inference.engine import Engine
+    from batch_platform.core.models.registry import RegisteredVersion
+    from batch_platform.core.monitoring.rendering import Renderer
+
+
+class Services:
+    """Made once per run; each part is made when first used."""
+
+    def __init__(self, spec: PipelineSpec, settings: Settings) -> None:
+        self._spec = spec
+        self._settings = settings
+
+    @cached_property
+    def model(self) -> "RegisteredVersion":
+        """The version that the pipeline's alias points to.
+
+        Raises:
+            ModelNotFoundError: no such model or alias.
+        """
+        from batch_platform.core.models.registry import Registry
+
+        return Registry(self._settings.root).resolve(self._spec.model.name, self._spec.model.alias)
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """The engine with that version loaded.
+
+        Raises:
+            ModelError: the files are altered or cannot be loaded.
+            SignatureError: the pipeline's decision does not suit the model.
+            InferenceError: the device asked for is not there.
+        """
+        from batch_platform.core.inference.engine import Engine
+        from batch_platform.core.scoring import signature_for
+
+        return Engine.load(self.model, signature_for(self.model, self._spec.decision), self._spec.inference)
+
+    @cached_property
+    def renderer(self) -> "Renderer":
+        from batch_platform.core.monitoring.rendering import Renderer
+
+        return Renderer()
+
+    def progress(self, line: str) -> None:
+        """Show a line in the run's output.
+
+        Not in its event log: every line of that is an event that must be stored.
+        """
+        print(line, flush=True)  # noqa: T201
+
+    def close(self) -> None:
+        """End what was started."""
+        if "renderer" in self.__dict__:
+            self.renderer.close()

@@ -1,0 +1,132 @@
+"""The five stages as Dagster sees them: names, dependencies, checks, versions, and the function each calls.
+
+Adding a stage is adding an entry here. Loading this module imports no model library.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import dagster as dg
+
+from batch_platform.core.slice import Slice, StageResult
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.orchestration.services import Services
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One asset of the chain.
+
+    Attributes:
+        name: last part of the asset key, and the table's name.
+        upstream: names of the assets that it reads, `model` among them.
+        work: makes one partition.
+        checks: names of its checks, without `complete`.
+        blocking: whether a failed check keeps what is below from running.
+    """
+
+    name: str
+    upstream: tuple[str, ...]
+    work: Callable[[Slice, Services], StageResult]
+    checks: tuple[str, ...]
+    description: str
+    blocking: bool = True
+    kinds: frozenset[str] = frozenset()
+
+
+def stages_of(spec: PipelineSpec) -> list[Stage]:
+    """The pipeline's stages in the order of their work."""
+    stages = [_RAW, _FEATURES, _PREDICTIONS, _DRIFT_REPORT]
+    return [*stages, _PERFORMANCE] if spec.labels is not None else stages
+
+
+def asset_key(spec: PipelineSpec, stage: str) -> dg.AssetKey:
+    return dg.AssetKey([spec.name, stage])
+
+
+def code_version_of(spec: PipelineSpec, stage: str) -> str:
+    """What must change for the stage's results to become stale."""
+    from batch_platform.core.featurizing import recipe_of
+    from batch_platform.core.provenance.fingerprint import code_version, fingerprint
+
+    if stage == "raw":
+        return fingerprint(spec.source.model_dump(mode="json"))[:12]
+    if stage == "features":
+        return recipe_of(spec).version
+    if stage == "predictions":
+        parts = {"inference": spec.inference.model_dump(), "code": code_version()}
+        return fingerprint({**parts, "decision": spec.decision and spec.decision.model_dump()})[:12]
+    if stage == "drift_report":
+        return fingerprint(spec.drift.model_dump())[:12]
+    assert spec.labels is not None
+    return fingerprint(spec.labels.model_dump())[:12]
+
+
+def _land(slice_: Slice, _services: Services) -> StageResult:
+    from batch_platform.core.landing import land_partition
+
+    return land_partition(slice_)
+
+
+def _featurize(slice_: Slice, _services: Services) -> StageResult:
+    from batch_platform.core.featurizing import featurize_partition
+
+    return featurize_partition(slice_)
+
+
+def _score(slice_: Slice, services: Services) -> StageResult:
+    from batch_platform.core.scoring import score_partition
+
+    return score_partition(slice_, services.model, services.engine, services.progress)
+
+
+def _judge_drift(slice_: Slice, services: Services) -> StageResult:
+    from batch_platform.core.drift_reporting import report_drift
+
+    return report_drift(slice_, services.renderer)
+
+
+def _evaluate(slice_: Slice, _services: Services) -> StageResult:
+    from batch_platform.core.evaluating import evaluate_partition
+
+    return evaluate_partition(slice_)
+
+
+_RAW = Stage(
+    "raw",
+    (),
+    _land,
+    ("contract", "volume", "duplicates", "quarantined_share"),
+    "The source's rows, landed under their contract; bad rows are in quarantine.",
+    kinds=frozenset({"parquet"}),
+)
+_FEATURES = Stage(
+    "features",
+    ("raw",),
+    _featurize,
+    ("schema", "nulls", "finite", "quarantined_share"),
+    "The feature recipe applied.",
+)
+_PREDICTIONS = Stage(
+    "predictions",
+    ("features", "model"),
+    _score,
+    ("reconciliation", "finite", "range", "quarantined_share"),
+    "One row per feature row, or a quarantine entry; committed after the gate.",
+)
+_DRIFT_REPORT = Stage(
+    "drift_report",
+    ("features", "predictions"),
+    _judge_drift,
+    ("features_drift", "predictions_drift"),
+    "Verdict on data and prediction drift, with an Evidently report.",
+    blocking=False,
+)
+_PERFORMANCE = Stage(
+    "performance",
+    ("predictions",),
+    _evaluate,
+    ("performance",),
+    "Realised performance, as labels arrive.",
+    blocking=False,
+)

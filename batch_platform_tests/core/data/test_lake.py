@@ -1,0 +1,126 @@
+"""The lake replaces partitions whole, keeps receipts, and lets the newest attempt stand."""
+
+from pathlib import Path
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from batch_platform.core.data.lake import Commit, Lake, Slot
+from batch_platform.core.data.staging import stage
+from batch_platform.core.layout import Layout
+from batch_platform.errors import StorageError, SupersededError
+
+SCHEMA = pa.schema([("row_key", pa.string()), ("value", pa.float64())])
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(Layout(tmp_path, "p"))
+
+
+def write(
+    lake: Lake, key: str, values: list[float], fingerprint: str, attempt: int | None = None, part: str = ""
+) -> Commit:
+    attempt = attempt or lake.begin(Slot("t", key, part))
+    batch = pa.record_batch({"row_key": [str(i) for i in range(len(values))], "value": values}, SCHEMA)
+    staged = stage(iter([batch]), SCHEMA, lake.layout.staging(key) / str(attempt), "part")
+    receipt = {"fingerprint": fingerprint, **({"stage": part} if part else {})}
+    return lake.commit(Slot("t", key, part), staged, SCHEMA, receipt, attempt)
+
+
+def values(lake: Lake, key: str) -> list[float]:
+    return [v for batch in lake.batches("t", key) for v in batch["value"].to_pylist()]
+
+
+def test_a_partition_is_replaced_and_the_others_stay(lake: Lake) -> None:
+    write(lake, "2026-01-01", [1, 2], "a")
+    write(lake, "2026-01-02", [3], "b")
+    write(lake, "2026-01-01", [4, 5, 6], "c")
+    assert values(lake, "2026-01-01") == [4, 5, 6]
+    assert values(lake, "2026-01-02") == [3]
+    assert lake.partition_rows("t") == {"2026-01-01": 3, "2026-01-02": 1}
+
+
+def test_head_is_the_last_receipt_also_for_an_empty_partition(lake: Lake) -> None:
+    assert lake.head(Slot("t", "2026-01-01")) is None
+    write(lake, "2026-01-01", [1], "a")
+    write(lake, "2026-01-01", [], "b")
+    head = lake.head(Slot("t", "2026-01-01"))
+    assert head is not None
+    assert (head.attempt, head.fingerprint, head.receipt["files"]) == (2, "b", [])
+    assert values(lake, "2026-01-01") == []
+
+
+def test_an_older_attempt_is_refused_and_leaves_no_file(lake: Lake) -> None:
+    old = lake.begin(Slot("t", "2026-01-01"))
+    write(lake, "2026-01-01", [2], "new")
+    with pytest.raises(SupersededError, match="2026-01-01"):
+        write(lake, "2026-01-01", [1], "old", attempt=old)
+    assert values(lake, "2026-01-01") == [2]
+    assert len(list((lake.layout.table("t") / "partition_key=2026-01-01").iterdir())) == 1
+
+
+def test_a_twin_with_the_same_fingerprint_adopts(lake: Lake) -> None:
+    old = lake.begin(Slot("t", "2026-01-01"))
+    write(lake, "2026-01-01", [1], "same")
+    assert write(lake, "2026-01-01", [1], "same", attempt=old).attempt == 2
+
+
+def test_receipt_lost_after_the_commit_is_read_from_the_table(lake: Lake) -> None:
+    write(lake, "2026-01-01", [1], "a")
+    write(lake, "2026-01-02", [1], "b")
+    for path in lake.layout.receipts("t", "2026-01-01").glob("*.json"):
+        path.unlink()
+    head = lake.head(Slot("t", "2026-01-01"))
+    assert head is not None and head.fingerprint == "a"
+
+
+def test_attempt_numbers_are_never_given_twice(lake: Lake) -> None:
+    assert [lake.begin(Slot("t", "2026-01-01")) for _ in range(3)] == [1, 2, 3]
+
+
+def test_an_altered_staged_file_is_refused(lake: Lake) -> None:
+    batch = pa.record_batch({"row_key": ["a"], "value": [1.0]}, SCHEMA)
+    staged = stage(iter([batch]), SCHEMA, lake.layout.staging("2026-01-01"), "part")
+    content = bytearray(staged[0].path.read_bytes())
+    content[10] ^= 1
+    staged[0].path.write_bytes(content)
+    with pytest.raises(StorageError, match="altered"):
+        lake.commit(
+            Slot("t", "2026-01-01"), staged, SCHEMA, {"fingerprint": "a"}, lake.begin(Slot("t", "2026-01-01"))
+        )
+    assert lake.head(Slot("t", "2026-01-01")) is None
+
+
+def test_a_new_column_is_added_and_a_changed_type_refused(lake: Lake) -> None:
+    write(lake, "2026-01-01", [1], "a")
+    wider = pa.schema([*SCHEMA, ("extra", pa.string())])
+    batch = pa.record_batch({"row_key": ["a"], "value": [1.0], "extra": ["x"]}, wider)
+    staged = stage(iter([batch]), wider, lake.layout.staging("2026-01-02"), "part")
+    lake.commit(
+        Slot("t", "2026-01-02"), staged, wider, {"fingerprint": "b"}, lake.begin(Slot("t", "2026-01-02"))
+    )
+    assert sorted(pl.read_delta(str(lake.layout.table("t")))["extra"].to_list(), key=str) == [None, "x"]
+    other = pa.schema([("row_key", pa.string()), ("value", pa.string())])
+    with pytest.raises(StorageError, match="'value'"):
+        lake.commit(
+            Slot("t", "2026-01-02"), [], other, {"fingerprint": "c"}, lake.begin(Slot("t", "2026-01-02"))
+        )
+
+
+def test_parts_of_a_partition_are_replaced_apart(lake: Lake) -> None:
+    write(lake, "2026-01-01", [1], "a", part="raw")
+    write(lake, "2026-01-01", [2], "b", part="predictions")
+    write(lake, "2026-01-01", [], "c", part="raw")
+    frame = pl.read_delta(str(lake.layout.table("t")))
+    assert frame.select("stage", "value").rows() == [("predictions", 2.0)]
+
+
+@pytest.mark.parametrize("key", ["2026-01-01", "2026-01-31-23:00"])
+def test_other_readers_see_the_partition_key(lake: Lake, key: str) -> None:
+    write(lake, key, [1, 2], "a")
+    assert pl.read_delta(str(lake.layout.table("t")))["partition_key"].to_list() == [key, key]
+    listed = [str(path) for path in lake.paths("t", key)]
+    assert duckdb.sql(f"select count(*) from read_parquet({listed})").fetchall() == [(2,)]
