@@ -80,7 +80,9 @@ class Mini:
             why="a test",
         )
 
-    def write(self, day: str, rows: Sequence[Mapping[str, Any]] | int = 20, columns: list[str] | None = None) -> Path:
+    def write(
+        self, day: str, rows: Sequence[Mapping[str, Any]] | int = 20, columns: list[str] | None = None
+    ) -> Path:
         """Write a day's source; a number makes so many good rows."""
         if isinstance(rows, int):
             rows = [good_row(day, number) for number in range(rows)]

@@ -16,7 +16,7 @@ from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.staging import read_files, stage
 from batch_platform.core.features.recipe import Recipe, load_recipe, passthrough
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
-from batch_platform.core.quarantine import causes, commit_quarantine, payload_of, standing_quarantine
+from batch_platform.core.quarantine import commit_quarantine, payload_of, publishable, standing_quarantine
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
 
@@ -28,7 +28,7 @@ def recipe_of(spec: PipelineSpec) -> Recipe:
         RecipeError: the named recipe cannot be loaded.
     """
     if spec.features is None or spec.features.recipe is None:
-        return passthrough(spec.source.columns, spec.source.row_key)
+        return passthrough(spec.source.columns)
     return load_recipe(spec.features.recipe)
 
 
@@ -55,14 +55,9 @@ def featurize_partition(slice_: Slice) -> StageResult:
     standing = lake.head(slot)
     if standing is not None and standing.fingerprint == identity:
         # The same rows and recipe: what stands is judged again, nothing is made again.
-        checks = _judge(
-            slice_,
-            lake.paths("features", slice_.key),
-            schema,
-            standing_quarantine(slice_, "features"),
-            entering,
-        )
-        gate.enforce(checks, slice_.about)
+        known = standing_quarantine(slice_, "features")
+        checks = _judge(slice_, lake.paths("features", slice_.key), schema, known, entering)
+        publishable(slice_, "features", checks, known)
         return _result(standing, checks, reused=True)
 
     attempt = lake.begin(slot)
@@ -70,7 +65,7 @@ def featurize_partition(slice_: Slice) -> StageResult:
     rejected: list[Rejected] = []
     staged = stage(_features(slice_, recipe, schema, rejected), schema, folder, "features")
     checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
-    gate.enforce(checks, slice_.about)
+    publishable(slice_, "features", checks, rejected)
     commit_quarantine(slice_, "features", rejected, identity)
     receipt = slice_.receipt(
         identity,
@@ -89,7 +84,7 @@ def _judge(
 ) -> tuple[gate.CheckResult, ...]:
     return (
         *gate.judge_features(read_files(paths), schema),
-        gate.quarantined_share(causes(rejected), entering, slice_.spec.inference.max_error_share),
+        gate.quarantined_share(rejected, entering, slice_.spec.inference.max_error_share),
     )
 
 
@@ -108,8 +103,9 @@ def _result(commit: Commit, checks: tuple[gate.CheckResult, ...], reused: bool) 
 def _features(
     slice_: Slice, recipe: Recipe, schema: pa.Schema, rejected: list[Rejected]
 ) -> Iterator[pa.RecordBatch]:
+    masked = any(column.sensitive for column in slice_.spec.source.columns.values())
     for raw in slice_.lake.batches("raw", slice_.key):
-        features, kept, failures = recipe.apply_with_failures(raw)
+        features, kept, failures = recipe.apply_with_failures(raw, mask_values=masked)
         for failure in failures:
             rejected.append(_rejected(slice_, raw, failure.row, failure.error_type, failure.message))
         keys = raw["row_key"].take(kept)

@@ -5,7 +5,8 @@ Each function reads all rows that it judges, in one pass and bounded memory; a c
 that it did not read. It does not know how the rows were made, or what happens to a refused result.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.keys import SeenKeys
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.spec import ColumnSpec, SourceSpec
@@ -53,19 +55,21 @@ def enforce(checks: tuple[CheckResult, ...], about: str) -> None:
         raise GateError(f"{about}: {causes}", checks)
 
 
-def quarantined_share(quarantined: Mapping[str, int], entering: int, allowed: float) -> CheckResult:
-    """Judge the rows a stage could not use: quarantined / entering <= allowed.
+def quarantined_share(rejected: Sequence[Rejected], entering: int, allowed: float) -> CheckResult:
+    """Judge the rows a stage could not use: rejected / entering <= allowed.
 
     Args:
-        quarantined: rows by cause.
+        rejected: the rows it could not use.
         entering: rows that entered the stage.
     """
-    bad = sum(quarantined.values())
+    bad = len(rejected)
     share = bad / entering if entering else 0.0
-    causes = ", ".join(f"{count} {cause}" for cause, count in quarantined.items())
+    quarantined = dict(Counter(row.error_type for row in rejected).most_common())
     description = f"{bad} of {entering} rows quarantined ({share:.2%}, allowed {allowed:.2%})"
-    if bad:
-        description += f": {causes}"
+    if rejected:
+        first = rejected[0]
+        causes = ", ".join(f"{count} {cause}" for cause, count in quarantined.items())
+        description += f": {causes}; the first is {first.source_file} row {first.source_row}: {first.message}"
     return CheckResult(
         "quarantined_share",
         share <= allowed,

@@ -4,17 +4,16 @@ Reads the source in bounded memory, sets bad rows aside, passes the gate, commit
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
 
 from batch_platform.core import gate
 from batch_platform.core.data.contract import Rejected
-from batch_platform.core.data.intake import Counters, PartitionReader
+from batch_platform.core.data.intake import PartitionReader
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.data.staging import StagedFile, read_files, stage
 from batch_platform.core.provenance.fingerprint import fingerprint
-from batch_platform.core.quarantine import commit_quarantine
+from batch_platform.core.quarantine import commit_quarantine, publishable
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.errors import DuplicateKeysError, GateError, SourceError, SourceMissingError
 
@@ -33,12 +32,12 @@ def land_partition(slice_: Slice) -> StageResult:
     attempt = lake.begin(slot)
     rejected: list[Rejected] = []
     staged = _stage_good_rows(slice_, reader, attempt, rejected)
-    counters = reader.counters
+    counts = reader.counts
     checks = (
         *gate.judge_raw(read_files(file.path for file in staged), schema, spec.source),
-        gate.quarantined_share(counters.rejected, counters.rows_in, spec.inference.max_error_share),
+        gate.quarantined_share(rejected, counts.rows_in, spec.inference.max_error_share),
     )
-    gate.enforce(checks, slice_.about)
+    publishable(slice_, "raw", checks, rejected)
 
     places = [[row.source_file, row.source_row, row.message] for row in rejected]
     identity = fingerprint({"files": [file.sha256 for file in staged], "rejected": places})
@@ -46,15 +45,15 @@ def land_partition(slice_: Slice) -> StageResult:
     reused = standing is not None and standing.fingerprint == identity
     if not reused:
         commit_quarantine(slice_, "raw", rejected, identity)
-        counts = _described(counters)
-        lake.commit(slot, staged, schema, slice_.receipt(identity, source=spec.source.uri, **counts), attempt)
+        receipt = slice_.receipt(identity, source=spec.source.uri, counts=counts.describe())
+        lake.commit(slot, staged, schema, receipt, attempt)
     return StageResult(
         table="raw",
         rows=sum(file.rows for file in staged),
         data_version=identity,
         reused=reused,
         checks=checks,
-        metadata=_described(counters),
+        metadata=counts.describe(),
     )
 
 
@@ -78,17 +77,3 @@ def _stage_good_rows(
         ) from None
     except SourceError as error:
         raise type(error)(f"{slice_.about}: {error}") from None
-
-
-def _described(counters: Counters) -> dict[str, Any]:
-    return {
-        "rows_in": counters.rows_in,
-        "rows_kept": counters.rows_kept,
-        "quarantined": counters.rows_rejected,
-        "quarantined_by_cause": dict(counters.rejected),
-        "duplicates_dropped": counters.duplicates_dropped,
-        "rows_without_partition": counters.unplaced,
-        "ignored_columns": counters.ignored_columns,
-        "absent_columns": counters.absent_columns,
-        "source_files": dict(counters.files),
-    }

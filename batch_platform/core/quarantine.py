@@ -4,8 +4,8 @@ Decides what is kept of a bad row. It does not decide which rows are bad, or how
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -14,8 +14,10 @@ import pyarrow.compute as pc
 
 from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.lake import Slot
-from batch_platform.core.data.staging import stage
+from batch_platform.core.data.staging import StagedFile, stage
+from batch_platform.core.gate import CheckResult, enforce
 from batch_platform.core.slice import Slice
+from batch_platform.errors import GateError
 
 Stage = Literal["raw", "features", "predictions"]
 _PAYLOAD_CHARACTERS = 2_000
@@ -51,28 +53,35 @@ def commit_quarantine(
     if standing is not None and standing.fingerprint == fingerprint:
         return
     attempt = lake.begin(slot)
+    staged = _stage_rows(slice_, stage_name, rejected, attempt, f"quarantine-{attempt}")
+    lake.commit(slot, staged, SCHEMA, slice_.receipt(fingerprint), attempt)
+
+
+def publishable(
+    slice_: Slice, stage_name: Stage, checks: tuple[CheckResult, ...], rejected: Sequence[Rejected]
+) -> None:
+    """Pass the gate; a refused result is not published, and its bad rows are kept where they can be read.
+
+    Raises:
+        GateError: names every failed check, and the file with the bad rows.
+    """
+    try:
+        enforce(checks, slice_.about)
+    except GateError as error:
+        if not rejected:
+            raise
+        (file,) = _stage_rows(slice_, stage_name, rejected, 0, f"refused-{stage_name}")
+        raise GateError(f"{error}; the rows are in {file.path}", error.checks) from None
+
+
+def _stage_rows(
+    slice_: Slice, stage_name: Stage, rejected: Sequence[Rejected], attempt: int, folder: str
+) -> list[StagedFile]:
     now = datetime.now(UTC)
-    rows = [
-        {
-            "row_key": row.row_key,
-            "error_type": row.error_type,
-            "message": row.message,
-            "source_file": row.source_file,
-            "source_row": row.source_row,
-            "payload": row.payload,
-            "attempt": attempt,
-            "run_id": slice_.run.run_id,
-            "quarantined_at": now,
-        }
-        for row in rejected
-    ]
-    staged = stage(
-        [pa.RecordBatch.from_pylist(rows, SCHEMA)],
-        SCHEMA,
-        slice_.layout.staging(slice_.key) / f"quarantine-{attempt}",
-        stage_name,
-    )
-    lake.commit(slot, staged, SCHEMA, slice_.receipt(fingerprint, stage=stage_name), attempt)
+    origin = {"attempt": attempt, "run_id": slice_.run.run_id, "quarantined_at": now}
+    rows = [asdict(row) | origin for row in rejected]
+    batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
+    return stage([batch], SCHEMA, slice_.layout.staging(slice_.key) / folder, stage_name)
 
 
 def standing_quarantine(slice_: Slice, stage_name: Stage) -> list[Rejected]:
@@ -90,11 +99,6 @@ def payload_of(slice_: Slice, row: Mapping[str, Any]) -> str | None:
     if any(column.sensitive for column in slice_.spec.source.columns.values()):
         return None
     return json.dumps(row, default=str, ensure_ascii=False)[:_PAYLOAD_CHARACTERS]
-
-
-def causes(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """Rows by error type, the most frequent first."""
-    return dict(Counter(row.error_type for row in rejected).most_common())
 
 
 def locate(slice_: Slice, keys: set[str]) -> dict[str, tuple[str, int]]:

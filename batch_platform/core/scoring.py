@@ -20,14 +20,22 @@ from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger
 from batch_platform.core.data.staging import read_files
+from batch_platform.core.inference.batching import BatchPlan
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.stats import RunStats
+from batch_platform.core.models.predictor import load_predictor
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint, input_hashes
-from batch_platform.core.quarantine import causes, commit_quarantine, locate, payload_of, standing_quarantine
+from batch_platform.core.quarantine import (
+    commit_quarantine,
+    locate,
+    payload_of,
+    publishable,
+    standing_quarantine,
+)
 from batch_platform.core.slice import Slice, StageResult, commit_small
-from batch_platform.core.spec import DecisionSpec
+from batch_platform.core.spec import DecisionSpec, PipelineSpec
 from batch_platform.errors import SignatureError
 
 Progress = Callable[[str], None]
@@ -113,7 +121,7 @@ def score_partition(
     rejected = _rejected_rows(slice_, shards)
     staged = [shard.file for shard in shards if shard.file is not None]
     checks = _judge(slice_, work, (file.path for file in staged), rejected)
-    gate.enforce(checks, slice_.about)
+    publishable(slice_, "predictions", checks, rejected)
 
     stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
     commit_quarantine(slice_, "predictions", rejected, work.fingerprint)
@@ -123,6 +131,20 @@ def score_partition(
     commit = slice_.lake.commit(slot, staged, work.schema, receipt, attempt)
     _record_stats(slice_, stats, work.fingerprint)
     return _result(work, commit, checks, reused=False)
+
+
+def load_engine(model: RegisteredVersion, spec: PipelineSpec) -> Engine:
+    """Load a version for a pipeline, after checking its files against their digests.
+
+    Raises:
+        ModelError: a file is altered, or the model cannot be loaded.
+        SignatureError: the pipeline's decision does not suit the model.
+        InferenceError: the device asked for is not there.
+    """
+    model.check_files()
+    signature = signature_for(model, spec.decision)
+    plan = BatchPlan.from_spec(spec.inference, signature)
+    return Engine(load_predictor(model.path, model.flavor, signature, plan.device, plan.dtype), plan)
 
 
 # -- pin --------------------------------------------------------------------------------------------------
@@ -282,7 +304,7 @@ def _judge(
     keys = (batch["row_key"] for batch in slice_.lake.batches("features", slice_.key, ["row_key"]))
     return (
         *gate.judge_predictions(keys, read_files(paths), quarantined, work.signature),
-        gate.quarantined_share(causes(rejected), work.rows_in, slice_.spec.inference.max_error_share),
+        gate.quarantined_share(rejected, work.rows_in, slice_.spec.inference.max_error_share),
     )
 
 
@@ -290,7 +312,7 @@ def _adopt(slice_: Slice, work: Work, standing: Commit) -> StageResult:
     """The same work was committed before: judge again what stands, score nothing."""
     rejected = standing_quarantine(slice_, "predictions")
     checks = _judge(slice_, work, slice_.lake.paths("predictions", slice_.key), rejected)
-    gate.enforce(checks, slice_.about)
+    publishable(slice_, "predictions", checks, rejected)
     return _result(work, standing, checks, reused=True)
 
 

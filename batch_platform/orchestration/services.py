@@ -42,10 +42,9 @@ class Services:
             SignatureError: the pipeline's decision does not suit the model.
             InferenceError: the device asked for is not there.
         """
-        from batch_platform.core.inference.engine import Engine
-        from batch_platform.core.scoring import signature_for
+        from batch_platform.core.scoring import load_engine
 
-        return Engine.load(self.model, signature_for(self.model, self._spec.decision), self._spec.inference)
+        return load_engine(self.model, self._spec)
 
     @cached_property
     def renderer(self) -> "Renderer":

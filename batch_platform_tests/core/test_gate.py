@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from batch_platform.core import gate
+from batch_platform.core.data.contract import Rejected
 from batch_platform.core.models.signature import InputColumn, ModelSignature
 from batch_platform.core.spec import SourceSpec
 from batch_platform.errors import GateError
@@ -64,27 +65,42 @@ def test_contract_is_red_on_another_schema() -> None:
 
 
 def test_volume_and_duplicates() -> None:
-    assert verdicts(gate.judge_raw([], RAW, SOURCE)) == {"contract": True, "volume": False, "duplicates": True}
+    assert verdicts(gate.judge_raw([], RAW, SOURCE)) == {
+        "contract": True,
+        "volume": False,
+        "duplicates": True,
+    }
     permitted = SOURCE.model_copy(update={"allow_empty": True})
     assert verdicts(gate.judge_raw([], RAW, permitted))["volume"]
     # Across batches, not only within one.
     assert not verdicts(gate.judge_raw(raw(GOOD) + raw(GOOD), RAW, SOURCE))["duplicates"]
 
 
-def test_quarantined_share_counts_rows_and_names_causes() -> None:
-    assert gate.quarantined_share({"null_key": 1}, 100, 0.01).passed
-    check = gate.quarantined_share({"null_key": 2}, 100, 0.01)
+def test_quarantined_share_counts_rows_and_names_causes_and_a_place() -> None:
+    row = Rejected(None, "null_key", "id is empty", "data/a.csv", 7, None)
+    assert gate.quarantined_share([row], 100, 0.01).passed
+    check = gate.quarantined_share([row, row], 100, 0.01)
     assert not check.passed
-    assert "2 null_key" in check.description
-    assert gate.quarantined_share({}, 0, 0.0).passed
+    assert "2 null_key; the first is data/a.csv row 7: id is empty" in check.description
+    assert gate.quarantined_share([], 0, 0.0).passed
 
 
-FEATURES = pa.schema([pa.field("row_key", pa.string(), nullable=False), pa.field("n", pa.float64()), ("e", pa.list_(pa.float32()))])
+FEATURES = pa.schema(
+    [
+        pa.field("row_key", pa.string(), nullable=False),
+        pa.field("n", pa.float64()),
+        ("e", pa.list_(pa.float32())),
+    ]
+)
 
 
 def features(n: list, e: list | None = None) -> list[pa.RecordBatch]:
     e = e or [[1.0]] * len(n)
-    arrays = [pa.array([str(i) for i in range(len(n))]), pa.array(n, pa.float64()), pa.array(e, pa.list_(pa.float32()))]
+    arrays = [
+        pa.array([str(i) for i in range(len(n))]),
+        pa.array(n, pa.float64()),
+        pa.array(e, pa.list_(pa.float32())),
+    ]
     return [pa.RecordBatch.from_arrays(arrays, schema=FEATURES)]
 
 
@@ -115,7 +131,9 @@ def predictions(keys: list[str], **changes: list) -> list[pa.RecordBatch]:
     return [pa.record_batch({"row_key": keys, **values}, schema=schema)]
 
 
-def judge(expected: list[str], staged: list[pa.RecordBatch], quarantined: frozenset[str] = frozenset()) -> dict[str, bool]:
+def judge(
+    expected: list[str], staged: list[pa.RecordBatch], quarantined: frozenset[str] = frozenset()
+) -> dict[str, bool]:
     return verdicts(gate.judge_predictions([pa.array(expected)], staged, quarantined, SIGNATURE))
 
 
@@ -173,6 +191,7 @@ def test_enforce_names_every_error_and_lets_warnings_pass() -> None:
     gate.enforce((warning,), "pipeline p")
     with pytest.raises(GateError, match="pipeline p: volume: no rows; finite: NaN") as caught:
         gate.enforce(
-            (gate.CheckResult("volume", False, "no rows"), warning, gate.CheckResult("finite", False, "NaN")), "pipeline p"
+            (gate.CheckResult("volume", False, "no rows"), warning, gate.CheckResult("finite", False, "NaN")),
+            "pipeline p",
         )
     assert len(caught.value.checks) == 3

@@ -211,9 +211,9 @@ class Recipe:
             raise RecipeError(
                 f"{broken}made {result.num_rows} rows of {raw.num_rows}; it must make one of each"
             )
-        if "row_key" in result.schema.names and "row_key" in raw.schema.names:
-            if not result.column("row_key").equals(raw.column("row_key")):
-                raise RecipeError(f"{broken}changed row_key or the order of the rows; it must keep both")
+        with_key = "row_key" in result.schema.names and "row_key" in raw.schema.names
+        if with_key and not result.column("row_key").equals(raw.column("row_key")):
+            raise RecipeError(f"{broken}changed row_key or the order of the rows; it must keep both")
 
     def _output(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         missing = [name for name in self.output.names if name not in batch.schema.names]
@@ -229,8 +229,7 @@ class Recipe:
         if values.null_count and not column.nullable:
             raise _StepError("output", ValueError(f"column {column.name} is null, and must not be"))
         try:
-            # float64 to float32 rounds, which is what asking for float32 means.
-            return values.cast(column.type, safe=not pa.types.is_floating(values.type) or _whole(column.type))
+            return values.cast(column.type)
         except pa.ArrowInvalid as error:
             raise _StepError("output", ValueError(f"column {column.name}: {error}")) from error
         except pa.ArrowNotImplementedError as error:
@@ -293,7 +292,3 @@ def _canonical(name: str, params: Mapping[str, Any]) -> str:
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([pa.array([], column.type) for column in schema], schema=schema)
-
-
-def _whole(kind: pa.DataType) -> bool:
-    return not (pa.types.is_floating(kind) or pa.types.is_nested(kind))

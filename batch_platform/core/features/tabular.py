@@ -6,6 +6,7 @@ to fill in from its training data.
 
 from collections.abc import Callable
 from typing import get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -82,5 +83,9 @@ def _local(values: pa.Array, column: str, timezone: str) -> pa.Array:
         return values
     if not pa.types.is_timestamp(values.type):
         raise RecipeError(f"step date_parts: column {column!r} is {values.type}, neither date nor timestamp")
+    try:
+        ZoneInfo(timezone)
+    except (ValueError, ZoneInfoNotFoundError):
+        raise RecipeError(f"step date_parts: {timezone!r} is not an IANA time zone") from None
     aware = values.cast(pa.timestamp("us", tz="UTC"))
     return pc.local_timestamp(aware.cast(pa.timestamp("us", tz=timezone)))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,13 @@ from batch_platform.core.inference.batching import BatchPlan, cut
 from batch_platform.core.inference.device import peak_memory_bytes
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.outputs import bad_rows
-from batch_platform.core.models.predictor import Predictor, Prepared
+from batch_platform.core.models.predictor import Predictor, Prepared, load_predictor
+from batch_platform.core.models.signature import ModelSignature
 from batch_platform.errors import BatchPlatformError, InferenceError
+
+if TYPE_CHECKING:
+    from batch_platform.core.models.registry import RegisteredVersion
+    from batch_platform.core.spec import InferenceSpec
 
 KEY = "row_key"
 _log = logging.getLogger(__name__)
@@ -78,6 +84,24 @@ class Engine:
             )
         self.predictor = predictor
         self.plan = plan
+
+    @classmethod
+    def load(cls, model: "RegisteredVersion", signature: ModelSignature, spec: "InferenceSpec") -> "Engine":
+        """Load a registered version as a pipeline file asks for, its files compared with their digests.
+
+        Args:
+            model: the version.
+            signature: the version's own, or with another positive class.
+            spec: the pipeline's `inference` section.
+
+        Raises:
+            ModelError: the files were altered, or cannot be loaded.
+            SignatureError: files and signature say different things.
+            InferenceError: the device asked for is not there.
+        """
+        plan = BatchPlan.from_spec(spec, signature)
+        model.check_files()
+        return cls(load_predictor(model.path, model.flavor, signature, plan.device, plan.dtype), plan)
 
     def score(self, shard: pa.Table) -> ShardResult:
         """Score one shard.

@@ -24,14 +24,18 @@ def check_card(card: Mapping[str, Any]) -> dict[str, Any]:
     """
     absent = [name for name in REQUIRED if card.get(name) in (None, "", {}, [])]
     if absent:
-        raise ModelError(f"the model card says nothing about {', '.join(absent)}: it needs {', '.join(REQUIRED)}")
+        raise ModelError(
+            f"the model card says nothing about {', '.join(absent)}: it needs {', '.join(REQUIRED)}"
+        )
     if not isinstance(card["metrics"], Mapping):
         raise ModelError('the model card\'s metrics are an object of names and numbers, as {"auc": 0.97}')
     if card.get("expires") is not None:
         try:
             date.fromisoformat(card["expires"])
         except (TypeError, ValueError):
-            raise ModelError(f"the model card's expires {card['expires']!r} is no date as 2026-12-31") from None
+            raise ModelError(
+                f"the model card's expires {card['expires']!r} is no date as 2026-12-31"
+            ) from None
     try:
         return json.loads(json.dumps(dict(card), allow_nan=False))
     except (TypeError, ValueError) as error:

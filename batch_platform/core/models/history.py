@@ -57,7 +57,7 @@ class History:
         files.replace(folder / FILE, self._content())
 
     def with_entry(self, event: str, by: str, why: str, **what: str) -> "History":
-        """This history and one more entry."""
+        """One entry more."""
         entry = {"event": event, **what, "by": by, "why": why, "at": _now(), "previous": self._head()}
         return History((*self.entries, {**entry, "hash": _hash(entry)}))
 

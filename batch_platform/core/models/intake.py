@@ -57,7 +57,9 @@ def _entries(source: Path) -> list[Path]:
             path = Path(folder) / name
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                raise ModelError(f"{path}: is a symbolic link; copy the folder with `cp -rL` and give the copy")
+                raise ModelError(
+                    f"{path}: is a symbolic link; copy the folder with `cp -rL` and give the copy"
+                )
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise ModelError(f"{path}: is neither a file nor a folder; remove it")
             if not name.isprintable():
@@ -90,7 +92,9 @@ def inspect(folder: Path) -> None:
 
 def _inspect_file(path: Path, name: str) -> None:
     if path.suffix.lower() in PICKLE_SUFFIXES or _is_pickle(path):
-        raise ModelError(f"{name}: may be a pickle, which runs code when loaded: save the model as safetensors")
+        raise ModelError(
+            f"{name}: may be a pickle, which runs code when loaded: save the model as safetensors"
+        )
     if path.name in _REFUSED_NAMES:
         raise ModelError(f"{name}: {_REFUSED_NAMES[path.name]}")
     if path.suffix.lower() == ".json":

@@ -153,8 +153,9 @@ def encode(batch: pa.RecordBatch | pa.Table, config: TabularConfig) -> Encoded:
     """
     rows = batch.num_rows
     numeric = np.empty((rows, len(config.numeric)), np.float32)
-    for position, name in enumerate(config.numeric):
-        numeric[:, position] = _numbers(_column(batch, name), name)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which the predictor refuses by row
+        for position, name in enumerate(config.numeric):
+            numeric[:, position] = _numbers(_column(batch, name), name)
     categories = np.empty((rows, len(config.categorical)), np.int64)
     for position, (name, vocabulary) in enumerate(config.categorical.items()):
         categories[:, position] = _codes(_column(batch, name), vocabulary)

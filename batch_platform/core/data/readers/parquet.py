@@ -93,7 +93,11 @@ def _skippable(file: pq.ParquetFile, group: int, window: Window | None) -> int |
     if window is None or not known or known[0] is None:
         return None
     statistics = known[0]
-    if not statistics.has_null_count or not statistics.has_min_max:
+    if not statistics.has_null_count:
+        return None
+    if statistics.null_count == metadata.num_rows:
+        return int(statistics.null_count)
+    if not statistics.has_min_max:
         return None
     try:
         lowest, highest = statistics.min, statistics.max

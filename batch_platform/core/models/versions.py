@@ -1,0 +1,176 @@
+"""One registered version on the disk: its documents, its digests, and what differs from them.
+
+It decides which files a version consists of and what its digest is made of. Numbers, aliases and history
+are the registry's.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_platform.core.data import files
+from batch_platform.core.models import intake
+from batch_platform.core.models.signature import ModelSignature
+from batch_platform.errors import ModelError
+
+FILES = "model"  # folder of the model's own files in a version's folder
+RECORD, SIGNATURE, CARD, GOLDEN = "record.json", "signature.json", "card.json", "golden.parquet"
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """One version of a model.
+
+    Attributes:
+        name: of the model.
+        version: its number, as text; the name of its folder.
+        digest: "sha256:..." over files, signature and flavor.
+        flavor: how it is loaded.
+        signature: what it reads and returns.
+        path: folder with the model's files.
+        files: SHA-256 of each of these, by relative path.
+        card: the model card; None where it was registered without one.
+        registered_at: ISO 8601, UTC.
+        registered_by: who registered it.
+        created: False where `register` found the same content under this version.
+    """
+
+    name: str
+    version: str
+    digest: str
+    flavor: str
+    signature: ModelSignature
+    path: Path
+    files: Mapping[str, str]
+    card: Mapping[str, Any] | None
+    registered_at: str
+    registered_by: str
+    created: bool = field(default=True, compare=False)
+
+    def check_files(self) -> None:
+        """Compare the files with what was registered; to be called before they are loaded.
+
+        Raises:
+            ModelError: names the file that was altered, added or removed.
+        """
+        for name, problem in differences(self.path, self.files):
+            raise ModelError(
+                f"model {self.name} version {self.version}: {self.path / name} {problem} since it was registered; "
+                "it is not loaded. Restore the file, or register the model again"
+            )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something in the registry that is not as it was registered."""
+
+    model: str
+    version: str | None
+    file: str
+    problem: str
+
+
+def read_version(folder: Path, name: str, entry: Mapping[str, Any]) -> RegisteredVersion:
+    """Read a version's documents and check them against each other; the model's files are not read.
+
+    Args:
+        folder: of the version.
+        name: of the model.
+        entry: the registration in the model's history.
+
+    Raises:
+        ModelError: a document was altered.
+    """
+    record = _record(folder, entry, f"model {name} version {entry['version']}")
+    try:
+        signature = ModelSignature.read(folder / SIGNATURE)
+        card = json.loads((folder / CARD).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: was altered: {error}; restore it from a backup") from None
+    if content_digest(record["files"], signature, record["flavor"]) != record["digest"]:
+        raise ModelError(f"{folder / SIGNATURE}: was altered; restore it from a backup")
+    return RegisteredVersion(
+        name=name,
+        version=entry["version"],
+        digest=record["digest"],
+        flavor=record["flavor"],
+        signature=signature,
+        path=folder / FILES,
+        files=record["files"],
+        card=card,
+        registered_at=entry["at"],
+        registered_by=entry["by"],
+    )
+
+
+def _record(folder: Path, entry: Mapping[str, Any], about: str) -> dict[str, Any]:
+    try:
+        content = (folder / RECORD).read_bytes()
+    except OSError as error:
+        raise ModelError(f"{about}: {folder} was altered: {error}; restore it from a backup") from None
+    if hashlib.sha256(content).hexdigest() != entry["record_sha256"]:
+        raise ModelError(f"{about}: {folder / RECORD} was altered; restore it from a backup")
+    return json.loads(content)
+
+
+def verify_version(folder: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Problem]:
+    """Everything in a version's folder that is not as it was registered; all files are read."""
+    version = entry["version"]
+    try:
+        found = read_version(folder, name, entry)
+    except ModelError as error:
+        yield Problem(name, version, str(folder), str(error))
+        return
+    for file, problem in differences(found.path, found.files):
+        yield Problem(name, version, str(found.path / file), problem)
+    documents = {RECORD: entry["record_sha256"], **_record(folder, entry, name)["documents"]}
+    beside = {path.name: path for path in folder.iterdir() if path.name != FILES}
+    for file in sorted(beside.keys() | documents.keys()):
+        if file not in beside:
+            yield Problem(name, version, str(folder / file), "was removed")
+        elif file not in documents:
+            yield Problem(name, version, str(folder / file), "was added")
+        elif not beside[file].is_file() or files.sha256_of(beside[file]) != documents[file]:
+            yield Problem(name, version, str(folder / file), "was altered")
+
+
+def content_digest(content: Mapping[str, str], signature: ModelSignature, flavor: str) -> str:
+    """Identity of a version: "sha256:..." over its files' digests by path, its signature and flavor."""
+    value = {"files": content, "signature": signature.to_dict(), "flavor": flavor}
+    return "sha256:" + hashlib.sha256(files.canonical_json(value)).hexdigest()
+
+
+def write_documents(
+    incoming: Path,
+    signature: ModelSignature,
+    card: Mapping[str, Any] | None,
+    golden: pa.Table | None,
+) -> dict[str, str]:
+    """Write what stands beside the model's files. Returns the SHA-256 of each document by name."""
+    for name, value in ((SIGNATURE, signature.to_dict()), (CARD, card)):
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
+        files.replace(incoming / name, (text + "\n").encode())
+    names = [SIGNATURE, CARD]
+    if golden is not None:
+        pq.write_table(golden, incoming / GOLDEN)
+        files.fsync_file(incoming / GOLDEN)
+        names.append(GOLDEN)
+    return {name: files.sha256_of(incoming / name) for name in names}
+
+
+def differences(folder: Path, registered: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Files of a folder, by relative path, that were altered, added or removed, and which of these."""
+    found = intake.digests(folder) if folder.is_dir() else {}
+    for name in sorted(found.keys() | registered.keys()):
+        if name not in found:
+            yield name, "was removed"
+        elif name not in registered:
+            yield name, "was added"
+        elif found[name] != registered[name]:
+            yield name, "was altered"

@@ -1,0 +1,146 @@
+"""What trainings share: labelled rows, read and featurized exactly as for scoring, and honest measures.
+
+Decides how source, contract, recipe and labels come together over a range of days. A row that scoring would
+quarantine is no training row. It does not know models, and writes nothing.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batch_platform.core.data.intake import read_partition
+from batch_platform.core.data.partitions import Partition, PartitionCalendar
+from batch_platform.core.data.sources import read_files
+from batch_platform.core.featurizing import recipe_of
+from batch_platform.core.spec import LabelsSpec, PipelineSpec
+from batch_platform.errors import PipelineFileError, SourceError, SourceMissingError
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Feature rows that have a label.
+
+    Attributes:
+        features: the recipe's output, (rows, features).
+        labels: (rows,) the true label of each row, as text.
+        partitions: (rows,) the partition key of each row.
+    """
+
+    features: pa.Table
+    labels: list[str]
+    partitions: list[str]
+
+    def between(self, first: str, end: str) -> "LabelledRows":
+        """The rows of partitions from `first` up to, but not including, `end`."""
+        places = [place for place, key in enumerate(self.partitions) if first <= key < end]
+        return LabelledRows(
+            self.features.take(places).combine_chunks(),
+            [self.labels[place] for place in places],
+            [self.partitions[place] for place in places],
+        )
+
+
+def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> LabelledRows:
+    """Read all labelled rows of a range of partitions.
+
+    Args:
+        spec: the pipeline; it must have `labels`.
+        base: the project's folder, from which relative uris start.
+        first: first partition, which may lie before those that the pipeline scores.
+        end: first partition that is not read any more.
+
+    Raises:
+        PipelineFileError: the pipeline has no labels.
+        SourceError: rows or labels cannot be read, or there is no labelled row in the range.
+        RecipeError: the recipe cannot be loaded, or fails on a row.
+    """
+    if spec.labels is None:
+        raise PipelineFileError(f"{spec.name}: training needs labels: add the field labels")
+    recipe = recipe_of(spec)
+    calendar = PartitionCalendar.of(spec.partitions.cadence, first, end, spec.partitions.timezone)
+    assert calendar.end is not None
+    features: list[pa.RecordBatch] = []
+    labels: list[str] = []
+    partitions: list[str] = []
+    for partition in calendar.partitions(calendar.end):
+        truth = _labels(spec.labels, partition, base)
+        for raw, _ in read_partition(spec.source, partition, base):
+            known = [truth.get(key) for key in raw.column("row_key").to_pylist()]
+            places = [place for place, label in enumerate(known) if label is not None]
+            features.append(recipe.apply(raw.take(places)))
+            labels += [label for label in known if label is not None]
+            partitions += [partition.key] * len(places)
+    if not labels:
+        raise SourceError(
+            f"{spec.name}: no labelled rows from {first} to {end}: check source.uri and labels.uri"
+        )
+    return LabelledRows(pa.Table.from_batches(features, recipe.output).combine_chunks(), labels, partitions)
+
+
+def progress(pipeline: str, text: str) -> None:
+    """Say how far a training is, at once."""
+    sys.stdout.write(f"[{pipeline}] {text}\n")
+    sys.stdout.flush()
+
+
+def _labels(spec: LabelsSpec, partition: Partition, base: Path) -> dict[str, str]:
+    """The labels of a partition by row key; empty where none have arrived."""
+    uri = spec.uri.replace("{partition}", partition.key)
+    found: dict[str, str] = {}
+    try:
+        for batch in read_files(uri, spec.format, {spec.row_key: "text", spec.column: "text"}, base):
+            columns = (batch.batch.column(name).to_pylist() for name in (spec.row_key, spec.column))
+            found |= {key: label for key, label in zip(*columns, strict=True) if key and label}
+    except SourceMissingError:
+        return {}
+    return found
+
+
+def binary_metrics(
+    truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], threshold: float
+) -> dict[str, float]:
+    """How well scores tell two classes apart.
+
+    Args:
+        truth: (rows,) whether a row is of the positive class; both classes must be there.
+        scores: (rows,) its probability.
+        threshold: scores at or above it count as positive.
+
+    Returns:
+        accuracy, precision, recall, f1 at the threshold, and auc (area under the ROC curve), to 4 digits.
+    """
+    from scipy.stats import rankdata
+
+    flagged = scores >= threshold
+    right = int((flagged & truth).sum())
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    ranks = rankdata(scores)[truth].sum()
+    values = {
+        "accuracy": (flagged == truth).mean(),
+        "precision": right / max(int(flagged.sum()), 1),
+        "recall": right / positives,
+        "f1": 2 * right / (int(flagged.sum()) + positives),
+        "auc": (ranks - positives * (positives + 1) / 2) / (positives * negatives),
+    }
+    return {name: round(float(value), 4) for name, value in values.items()}
+
+
+def best_f1_threshold(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
+    """The threshold with the best F1, in the middle between two scores; chosen on held-out rows only."""
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(truth[order])
+    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + truth.sum())
+    # Equal scores fall on the same side of any threshold.
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1.0
+    best = int(np.argmax(f1))
+    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return float((ranked[best] + below) / 2)
+
+
+def base_rate_threshold(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
+    """The threshold that flags as many held-out rows as are positive, so that precision equals recall."""
+    return float(np.quantile(scores, 1.0 - truth.mean()))
