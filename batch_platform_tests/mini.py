@@ -128,9 +128,9 @@ class Mini:
         key = dg.AssetCheckKey(asset_key(self.spec, stage), check)
         records = self.instance.event_log_storage.get_asset_check_execution_history(key, limit=200)
         for record in records:
-            assert record.event is not None
-            event = record.event.dagster_event
-            assert event is not None
+            event = None if record.event is None else record.event.dagster_event
+            if event is None or event.event_type != dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+                continue  # planned and never made
             evaluation = event.asset_check_evaluation_data
             if evaluation.partition == day:
                 return evaluation.passed

@@ -4,7 +4,9 @@ Decides how source, contract, recipe and labels come together over a range of da
 quarantine is no training row. It does not know models, and writes nothing.
 """
 
+import importlib.util
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from batch_platform.core.data.partitions import Partition, PartitionCalendar
 from batch_platform.core.data.sources import read_files
 from batch_platform.core.featurizing import recipe_of
 from batch_platform.core.spec import LabelsSpec, PipelineSpec
-from batch_platform.errors import PipelineFileError, SourceError, SourceMissingError
+from batch_platform.errors import ModelError, PipelineFileError, SourceError, SourceMissingError
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,11 @@ class LabelledRows:
 
     def between(self, first: str, end: str) -> "LabelledRows":
         """The rows of partitions from `first` up to, but not including, `end`."""
-        places = [place for place, key in enumerate(self.partitions) if first <= key < end]
+        return self.where([first <= key < end for key in self.partitions])
+
+    def where(self, chosen: Sequence[bool]) -> "LabelledRows":
+        """The rows for which `chosen`, (rows,), is true, in their order."""
+        places = [place for place, is_chosen in enumerate(chosen) if is_chosen]
         return LabelledRows(
             self.features.take(places).combine_chunks(),
             [self.labels[place] for place in places],
@@ -79,6 +85,19 @@ def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> Label
             f"{spec.name}: no labelled rows from {first} to {end}: check source.uri and labels.uri"
         )
     return LabelledRows(pa.Table.from_batches(features, recipe.output).combine_chunks(), labels, partitions)
+
+
+def need_sklearn(pipeline: str) -> None:
+    """Refuse a training whose baseline could not be made, before minutes are spent on it.
+
+    Raises:
+        ModelError: scikit-learn is not installed.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise ModelError(
+            f"{pipeline}: the training compares its model with a scikit-learn baseline: install the extra `demo` "
+            "(pip install 'batch_platform[demo]')"
+        )
 
 
 def progress(pipeline: str, text: str) -> None:
@@ -129,16 +148,20 @@ def binary_metrics(
     return {name: round(float(value), 4) for name, value in values.items()}
 
 
-def best_f1_threshold(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
-    """The threshold with the best F1, in the middle between two scores; chosen on held-out rows only."""
+def precise_threshold(
+    truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64], precision: float
+) -> float:
+    """The lowest threshold at which at least this share of the flagged held-out rows is positive.
+
+    Where no threshold reaches it, the highest score.
+    """
     order = np.argsort(-scores, kind="stable")
-    ranked, hits = scores[order], np.cumsum(truth[order])
-    f1 = 2 * hits / (np.arange(1, len(hits) + 1) + truth.sum())
-    # Equal scores fall on the same side of any threshold.
-    f1[:-1][ranked[:-1] == ranked[1:]] = -1.0
-    best = int(np.argmax(f1))
-    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-    return float((ranked[best] + below) / 2)
+    ranked = scores[order]
+    reached = np.cumsum(truth[order]) / np.arange(1, len(ranked) + 1) >= precision
+    # Equal scores fall on the same side of any threshold, so that only the last of them counts.
+    reached[:-1] &= ranked[:-1] > ranked[1:]
+    places = np.flatnonzero(reached)
+    return float(ranked[places[-1]] if len(places) else ranked[0])
 
 
 def base_rate_threshold(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:

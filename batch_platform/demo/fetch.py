@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from batch_platform.core.data.files import sha256_of
@@ -86,7 +87,11 @@ def fetch(folder: Path, say: Say, data_sets: tuple[DataSet, ...] = DATA_SETS) ->
     folder.mkdir(parents=True, exist_ok=True)
     with _only_one(folder):
         for data_set in data_sets:
-            _fetch_one(data_set, folder, lambda line, name=data_set.name: say(f"[{name}] {line}"))
+            _fetch_one(data_set, folder, partial(_say_of, say, data_set.name))
+
+
+def _say_of(say: Say, name: str, line: str) -> None:
+    say(f"[{name}] {line}")
 
 
 def _fetch_one(data_set: DataSet, folder: Path, say: Say) -> None:

@@ -33,9 +33,8 @@ class Window:
     def may_hold(self, lowest: object, highest: object) -> bool:
         """Whether values from `lowest` to `highest` (as Parquet statistics give them) can lie inside."""
         if isinstance(lowest, datetime) and isinstance(highest, datetime):
-            # Slack on both sides: statistics may be finer than the microseconds of the contract's type.
-            first, end = self.partition.start - _SLACK, self.partition.end + _SLACK
-            return _aware(highest) >= first and _aware(lowest) < end
+            # Nanoseconds of before 1970 are cut upwards, to the microsecond after.
+            return _aware(highest) >= self.partition.start - _SLACK and _aware(lowest) < self.partition.end
         if isinstance(lowest, date) and isinstance(highest, date):
             return highest >= _day(self.partition.start) and lowest < _day(self.partition.end)
         return True

@@ -29,8 +29,8 @@ def code_of(name: str, function: Callable[..., Any]) -> str:
     """
     try:
         own = textwrap.dedent(inspect.getsource(function))
-        module = inspect.getmodule(function)
-        definitions = _definitions("" if module is None else inspect.getsource(module))
+        module, _ = inspect.findsource(function)
+        definitions = _definitions("".join(module))
         used = _reachable(ast.parse(own), definitions)
     except (OSError, TypeError, SyntaxError) as error:
         raise RecipeError(

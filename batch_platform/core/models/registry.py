@@ -7,6 +7,7 @@ registered. It does not know pipelines, and loads a model only to check golden r
 import errno
 import fcntl
 import hashlib
+import json
 import re
 import shutil
 import time
@@ -48,6 +49,7 @@ _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _INCOMING = ".incoming-"
 _LOCK = ".lock"
 _ABANDONED_SECONDS = 24 * 3600
+_STRAY = "is not in the history: where a registration was interrupted, repeat it; else remove this"
 
 
 @dataclass(frozen=True)
@@ -212,24 +214,13 @@ class Registry:
         for version, entry in history.registered.items():
             if entry["digest"] == record["digest"]:
                 return version, False
-        number = max([int(path.name) for path in model.iterdir() if _VERSION.fullmatch(path.name)] or [0])
-        while True:
-            number += 1
-            written = {**record, "name": name, "version": str(number), "registered_by": by, "why": why}
-            content = files.canonical_json(written)
-            files.replace(incoming / RECORD, content)
-            try:
-                incoming.rename(model / str(number))
-            except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                    raise
-                continue  # someone who does not take our lock was first: the next number
-            break
-        files.fsync_folder(model)
+        number, content = _interrupted(model, record["digest"], history) or _number(
+            model, incoming, {**record, "name": name, "registered_by": by, "why": why}
+        )
         seal = hashlib.sha256(content).hexdigest()
-        what = {"version": str(number), "digest": record["digest"], "record_sha256": seal}
+        what = {"version": number, "digest": record["digest"], "record_sha256": seal}
         history.with_entry("registered", by, why, **what).write(model)
-        return str(number), True
+        return number, True
 
     def _point(self, name: str, version: str, alias: str, by: str, why: str) -> None:
         history = History.read(self.folder / name)
@@ -256,7 +247,7 @@ class Registry:
         known = set(history.registered)
         for path in sorted(folder.iterdir()):
             if path.name not in known | {HISTORY_FILE, _LOCK} and not path.name.startswith(_INCOMING):
-                yield Problem(name, None, str(path), "is not in the history; register it, or remove it")
+                yield Problem(name, None, str(path), _STRAY)
         for version, entry in history.registered.items():
             yield from verify_version(folder / version, name, entry)
 
@@ -281,6 +272,34 @@ class Registry:
                 f"model {name!r} has no version {version!r}; it has {', '.join(history.registered)}"
             )
         return read_version(self.folder / name / version, name, entry)
+
+
+def _number(model: Path, incoming: Path, record: dict[str, Any]) -> tuple[str, bytes]:
+    """Give the incoming folder the next number. Returns the version and the record's bytes."""
+    names = {path.name for path in model.iterdir()} | History.read(model).registered.keys()
+    number = max((int(name) for name in names if _VERSION.fullmatch(name)), default=0)
+    while True:
+        number += 1
+        content = files.canonical_json({**record, "version": str(number)})
+        files.replace(incoming / RECORD, content)
+        try:
+            incoming.rename(model / str(number))
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            continue  # someone who does not take our lock was first: the next number
+        files.fsync_folder(model)
+        return str(number), content
+
+
+def _interrupted(model: Path, digest: str, history: History) -> tuple[str, bytes] | None:
+    """A folder of this content that got its number and no entry in the history."""
+    for path in model.iterdir():
+        if _VERSION.fullmatch(path.name) and path.name not in history.registered:
+            record = path / RECORD
+            if record.is_file() and json.loads(content := record.read_bytes())["digest"] == digest:
+                return path.name, content
+    return None
 
 
 def _inspect(

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from batch_platform.core.data import files
 from batch_platform.core.models import intake
 from batch_platform.core.models.signature import ModelSignature
-from batch_platform.errors import ModelError
+from batch_platform.errors import ModelError, SignatureError
 
 FILES = "model"  # folder of the model's own files in a version's folder
 RECORD, SIGNATURE, CARD, GOLDEN = "record.json", "signature.json", "card.json", "golden.parquet"
@@ -91,7 +91,7 @@ def read_version(folder: Path, name: str, entry: Mapping[str, Any]) -> Registere
     try:
         signature = ModelSignature.read(folder / SIGNATURE)
         card = json.loads((folder / CARD).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SignatureError) as error:
         raise ModelError(f"{folder}: was altered: {error}; restore it from a backup") from None
     if content_digest(record["files"], signature, record["flavor"]) != record["digest"]:
         raise ModelError(f"{folder / SIGNATURE}: was altered; restore it from a backup")

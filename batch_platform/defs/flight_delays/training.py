@@ -22,6 +22,7 @@ from batch_platform.core.training import (
     base_rate_threshold,
     binary_metrics,
     labelled_rows,
+    need_sklearn,
     progress,
 )
 from batch_platform.settings import Settings, project_root
@@ -87,6 +88,7 @@ def train(spec: PipelineSpec, settings: Settings, plan: Plan | None = None) -> R
     """
     import torch
 
+    need_sklearn(spec.name)
     started, plan = time.monotonic(), plan or Plan()
     progress(spec.name, f"training: reading flights of {plan.first} to {plan.end}")
     rows = labelled_rows(spec, project_root(), plan.first, plan.end)

@@ -7,7 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from batch_platform.core.data.cells import CellType, arrow_type, cast_column, convertible, parse_json, parse_text
+from batch_platform.core.data.cells import (
+    CellType,
+    arrow_type,
+    cast_column,
+    convertible,
+    parse_json,
+    parse_text,
+)
 
 BAD = object()
 UTC = dt.UTC

@@ -80,7 +80,9 @@ def test_pooling_and_normalisation_are_read_from_the_folder(tmp_path):
     folder = tiny_models.text_embedder(tmp_path)
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_cls_token": True}))
-    modules = [{"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Normalize")]
+    modules = [
+        {"type": f"sentence_transformers.models.{name}"} for name in ("Transformer", "Pooling", "Normalize")
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
     signature = describe(folder, "transformers", SignatureRequest())
     assert (signature.pooling, signature.normalize) == ("cls", True)
@@ -104,9 +106,7 @@ def test_what_would_be_pooled_wrongly_is_refused(tmp_path):
 
 
 def test_a_body_without_a_head_is_no_classifier(embedder):
-    signature = describe(
-        embedder, "transformers", SignatureRequest(task="classification", labels=("a", "b"))
-    )
+    signature = describe(embedder, "transformers", SignatureRequest(task="classification", labels=("a", "b")))
     with pytest.raises(ModelError, match=r"lacks classifier\.bias .* which would be random"):
         load_predictor(embedder, "transformers", signature)
 
@@ -155,7 +155,12 @@ def tokenizer(classifier):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from([*tiny_models.WORDS, "\x01", "\u0301", "xyz!", "\n", "中", "İ", "a" * 130]), max_size=300))
+@given(
+    st.lists(
+        st.sampled_from([*tiny_models.WORDS, "\x01", "\u0301", "xyz!", "\n", "中", "İ", "a" * 130]),
+        max_size=300,
+    )
+)
 def test_cutting_a_long_text_early_changes_no_token(tokenizer, words):
     text = " ".join(words)
     wanted = tokenizer(text, truncation=True, max_length=8)["input_ids"]

@@ -37,7 +37,7 @@ def test_no_rows_give_no_rows():
 
 
 def test_another_width_than_the_signature_says_is_refused():
-    with pytest.raises(SignatureError, match="gives 2 numbers a row, its signature .* says 3"):
+    with pytest.raises(SignatureError, match=r"gives 2 numbers a row, its signature .* says 3"):
         columns(np.zeros((1, 2), np.float32), THREE)
 
 

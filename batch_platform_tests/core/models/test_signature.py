@@ -37,7 +37,7 @@ def test_every_unfit_column_is_named_with_what_to_do():
 
 def test_a_column_that_is_there_twice_is_refused():
     schema = pa.schema([("a", pa.float64()), ("b", pa.string()), ("b", pa.string())])
-    with pytest.raises(SignatureError, match="'b' .* is there 2 times"):
+    with pytest.raises(SignatureError, match=r"'b' .* is there 2 times"):
         TABULAR.check_features(schema)
 
 

@@ -83,7 +83,9 @@ def test_regression_is_given_in_the_target_s_own_units(tmp_path):
     model.save(tmp_path)
     predictor = load_predictor(tmp_path, "torch", config.signature())
     prepared = predictor.prepare(pa.record_batch({"x": [1.0, 2.0]}))
-    assert predictor.finish(predictor.forward(prepared, np.arange(2))).to_pydict() == {"prediction": [100, 100]}
+    assert predictor.finish(predictor.forward(prepared, np.arange(2))).to_pydict() == {
+        "prediction": [100, 100]
+    }
 
 
 def test_an_infinite_number_is_refused_by_row_and_column(tmp_path):

@@ -1,0 +1,145 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from batch_platform.cli.models import models
+from batch_platform.core.models.registry import Registry
+from batch_platform.errors import BatchPlatformError, ModelError, SignatureError
+from batch_platform_tests import tiny_models
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("BATCH_PLATFORM_ROOT", str(tmp_path / "root"))
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def tabular(tmp_path):
+    return tiny_models.tabular_model(tmp_path / "tabular")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return tiny_models.text_classifier(tmp_path_factory.mktemp("text") / "model")
+
+
+def _run(*arguments):
+    result = CliRunner().invoke(models, [str(part) for part in arguments])
+    if isinstance(result.exception, BatchPlatformError):
+        raise result.exception
+    return result
+
+
+def test_register_prints_the_version_alone(root, tabular, tmp_path):
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps(tiny_models.CARD))
+    options = ("--flavor", "torch", "--alias", "champion", "--card", card, "--by", "ann", "--why", "first")
+    result = _run("register", "churn", tabular, *options)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "1\n", "")
+    version = Registry(root).resolve("churn", "champion")
+    assert (version.card, version.registered_by) == (tiny_models.CARD, "ann")
+    again = _run("register", "churn", tabular, *options)
+    assert again.stdout == "1\n"
+    assert "is version 1 already" in again.stderr
+
+
+def test_a_missing_card_is_warned_of(root, tabular):
+    result = _run("register", "churn", tabular, "--flavor", "torch")
+    assert result.stderr == "warning: churn is registered without a model card; give one with --card\n"
+    assert Registry(root).get("churn", "1").card is None
+
+
+def test_a_text_model_is_described_by_its_folder_and_the_options(root, text):
+    options = (
+        "--flavor",
+        "transformers",
+        "--text-column",
+        "body",
+        "--max-tokens",
+        20,
+        "--positive-class",
+        "spam",
+    )
+    assert _run("register", "mail", text, *options).stdout == "1\n"
+    signature = Registry(root).get("mail", "1").signature
+    assert signature.task == "classification"
+    assert signature.labels == ("ham", "spam")
+    assert (signature.text_column, signature.max_tokens, signature.positive_class) == ("body", 20, "spam")
+    _run("register", "mail", text, "--flavor", "transformers", "--task", "embedding", "--pooling", "cls")
+    assert Registry(root).get("mail", "2").signature.pooling == "cls"
+
+
+def test_a_signature_can_be_a_file_or_lie_in_the_folder(root, tabular, tmp_path):
+    signature = tiny_models.TABULAR_CONFIG.signature("stays")
+    path = tmp_path / "signature.json"
+    path.write_text(json.dumps(signature.to_dict()))
+    _run("register", "a", tabular, "--flavor", "torch", "--signature", path)
+    assert Registry(root).get("a", "1").signature == signature
+    with pytest.raises(ModelError, match="--positive-class and --signature both"):
+        _run(
+            "register", "a", tabular, "--flavor", "torch", "--signature", path, "--positive-class", "churned"
+        )
+    (tabular / "signature.json").write_text(path.read_text())
+    _run("register", "b", tabular, "--flavor", "torch")
+    assert Registry(root).get("b", "1").signature == signature
+    with pytest.raises(SignatureError, match="says positive_class 'stays', not 'churned'"):
+        _run("register", "b", tabular, "--flavor", "torch", "--positive-class", "churned")
+
+
+def test_golden_rows_that_differ_are_refused(root, tabular, tmp_path):
+    golden = tiny_models.tabular_rows(5)
+    golden = golden.append_column("score", [[0.123] * 5])
+    pq.write_table(golden, tmp_path / "golden.parquet")
+    with pytest.raises(ModelError, match="golden values differ"):
+        _run("register", "churn", tabular, "--flavor", "torch", "--golden", tmp_path / "golden.parquet")
+    (tmp_path / "golden.parquet").write_text("no parquet")
+    with pytest.raises(ModelError, match="cannot be read as Parquet"):
+        _run("register", "churn", tabular, "--flavor", "torch", "--golden", tmp_path / "golden.parquet")
+
+
+def test_a_card_that_is_no_json_is_refused(root, tabular, tmp_path):
+    (tmp_path / "card.json").write_text("[1]")
+    with pytest.raises(ModelError, match="is a JSON object"):
+        _run("register", "churn", tabular, "--flavor", "torch", "--card", tmp_path / "card.json")
+
+
+def test_list_and_promote(root, tabular):
+    assert "no models yet" in _run("list").stderr
+    _run("register", "churn", tabular, "--flavor", "torch", "--by", "ann")
+    done = _run("promote", "churn", "1", "--alias", "champion", "--by", "bob", "--why", "best")
+    assert done.stdout == "churn: champion -> 1\n"
+    assert "churn  1  champion  torch  classification" in _run("list").stdout
+    (entry,) = json.loads(_run("list", "--json").stdout)
+    assert entry["aliases"] == {"champion": "1"}
+    assert entry["versions"][0]["digest"] == Registry(root).get("churn", "1").digest
+    with pytest.raises(ModelError, match="no version '5'"):
+        _run("promote", "churn", "5", "--alias", "champion", "--by", "bob", "--why", "best")
+
+
+def test_verify_exits_1_on_an_alteration(root, tabular):
+    _run("register", "churn", tabular, "--flavor", "torch")
+    assert _run("verify").exit_code == 0
+    assert json.loads(_run("verify", "--json").stdout) == {"ok": True, "problems": []}
+    path = root / "registry" / "churn" / "1" / "model" / "config.json"
+    path.write_text(path.read_text() + " ")
+    result = _run("verify")
+    assert result.exit_code == 1
+    assert f"churn 1 {path}: was altered" in result.stdout
+    answer = _run("verify", "--json")
+    assert answer.exit_code == 1
+    assert json.loads(answer.stdout)["problems"][0]["file"] == str(path)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote", "churn", "1", "--alias", "champion"),
+        ("register", "churn"),
+        ("register", "churn", "/absent", "--flavor", "torch"),
+    ],
+)
+def test_wrong_usage_is_exit_2(root, arguments):
+    assert _run(*arguments).exit_code == 2

@@ -1,0 +1,20 @@
+from batch_platform.core.inference.stats import RunStats
+
+ONE = RunStats(rows=10, failed_rows=1, tokens=90, padded_tokens=100, wall_seconds=2.0, peak_memory_bytes=7)
+TWO = RunStats(rows=30, tokens=10, padded_tokens=100, wall_seconds=2.0, peak_memory_bytes=5)
+
+
+def test_parts_add_up_and_the_highest_peak_counts():
+    both = RunStats.combine([ONE, TWO])
+    assert (both.rows, both.failed_rows, both.peak_memory_bytes) == (40, 1, 7)
+    assert both.padding_waste == 0.5
+    assert both.rows_per_second == 10
+
+
+def test_nothing_is_nothing():
+    assert RunStats.combine([]) == RunStats()
+    assert RunStats().to_dict()["rows_per_second"] == 0
+
+
+def test_numbers_survive_json():
+    assert RunStats.from_dict(ONE.to_dict()) == ONE
