@@ -1,13 +1,30 @@
 """Finding the project's pipeline files without Dagster, for the command line."""
 
+import tomllib
 from pathlib import Path
 
 import yaml
 
 from batch_platform.core.spec import PipelineSpec, parse_spec
-from batch_platform.errors import PipelineFileError
+from batch_platform.errors import PipelineFileError, SettingsError
+from batch_platform.settings import project_root
 
 COMPONENT = "batch_platform.BatchInferencePipeline"
+
+
+def defs_folder() -> Path:
+    """The `defs` folder of the project, as `[tool.dg.project]` of its pyproject.toml names it.
+
+    Raises:
+        SettingsError: the working directory is in no project, or its pyproject.toml names no such folder.
+    """
+    root = project_root()
+    try:
+        tool = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{root / 'pyproject.toml'}: no [tool.dg.project] can be read: {error}") from None
+    module = tool.get("defs_module", f"{tool['root_module']}.defs")
+    return root.joinpath(*module.split("."))
 
 
 def load_pipelines(defs: Path) -> dict[str, PipelineSpec]:

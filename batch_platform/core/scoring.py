@@ -202,6 +202,7 @@ def _describe(work: Work) -> dict[str, Any]:
         "recipe_version": work.recipe_version,
         "code_version": code_version(),
         "parameters": work.parameters,
+        "signature": work.signature.to_dict(),
         "features_fingerprint": work.features.fingerprint,
     }
 

@@ -15,7 +15,7 @@ from batch_platform.core import outcomes
 from batch_platform.core.data.lake import Lake
 from batch_platform.core.data.partitions import contiguous
 from batch_platform.core.layout import Layout
-from batch_platform.core.pipelines import load_pipelines
+from batch_platform.core.pipelines import defs_folder, load_pipelines
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.errors import BatchPlatformError
 from batch_platform.settings import Settings, project_root
@@ -37,7 +37,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         settings = Settings.from_env()
-        specs = load_pipelines(project_root() / "batch_platform" / "defs")
+        specs = load_pipelines(defs_folder())
         _step("real data", [sys.executable, "-m", "batch_platform.demo.fetch"])
         for name in RANGES:
             _train(specs[name], settings)
@@ -71,10 +71,9 @@ def _score(spec: PipelineSpec, settings: Settings, first: str, last: str) -> Non
     missing = [partition for partition in wanted if not outcomes.finished(layout, partition.key, STAGES)]
     if not missing:
         print(f"== {spec.name}: {len(wanted)} partitions are there", flush=True)
-    assets = ",".join(f"key:{spec.name}/{stage}" for stage in STAGES).replace(",", " or ")
     for start, end in contiguous(missing):
         title = f"{spec.name}: score {start.key} to {end.key}"
-        _step(title, _dg("launch", "--assets", assets, "--partition-range", f"{start.key}...{end.key}"))
+        _step(title, _dg("launch", "--job", spec.name, "--partition-range", f"{start.key}...{end.key}"))
 
 
 def _dg(*words: str) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from batch_platform.core.overview import stage_names
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.orchestration.services import Services
@@ -36,8 +37,8 @@ class Stage:
 
 def stages_of(spec: PipelineSpec) -> list[Stage]:
     """The pipeline's stages in the order of their work."""
-    stages = [_RAW, _FEATURES, _PREDICTIONS, _DRIFT_REPORT]
-    return [*stages, _PERFORMANCE] if spec.labels is not None else stages
+    known = {stage.name: stage for stage in (_RAW, _FEATURES, _PREDICTIONS, _DRIFT_REPORT, _PERFORMANCE)}
+    return [known[name] for name in stage_names(spec)]
 
 
 def asset_key(spec: PipelineSpec, stage: str) -> dg.AssetKey:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batch_platform.core.spec import describe, named, parse_spec
+from batch_platform.core.spec import named, parse_spec
 from batch_platform.errors import NotYetSupportedError, PipelineFileError
 
 MINIMAL: dict[str, Any] = {
@@ -45,9 +45,17 @@ def test_only_partitions_source_and_model_are_needed() -> None:
     spec = parse_spec(MINIMAL, "churn")
     assert spec.name == "churn"
     assert (spec.partitions.cadence, spec.partitions.timezone, spec.partitions.end) == ("daily", "UTC", None)
-    assert (spec.source.format, spec.source.on_duplicate, spec.source.allow_empty) == ("parquet", "fail", False)
+    assert (spec.source.format, spec.source.on_duplicate, spec.source.allow_empty) == (
+        "parquet",
+        "fail",
+        False,
+    )
     assert (spec.model.alias, spec.model.challenger) == ("champion", None)
-    assert (spec.inference.device, spec.inference.shard_rows, spec.inference.max_error_share) == ("auto", 8192, 0.01)
+    assert (spec.inference.device, spec.inference.shard_rows, spec.inference.max_error_share) == (
+        "auto",
+        8192,
+        0.01,
+    )
     assert (spec.drift.reference_partitions, spec.drift.false_alarms_per_quarter) == (56, 1.0)
     assert (spec.automation.trigger, spec.automation.catch_up) == ("manual", 7)
     assert (spec.features, spec.labels, spec.decision, spec.sinks, spec.lookups) == (None, None, None, [], [])
@@ -77,7 +85,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("name", "../x", "name: '../x' is no pipeline name"),
     ("owners", ["nobody"], "owners: 'nobody' is neither an e-mail address nor team:name"),
     ("owners", "team:x", "owners: Input should be a valid list"),
-    ("partitions.cadence", "yearly", "partitions.cadence: Input should be 'daily', 'hourly', 'weekly' or 'monthly'"),
+    (
+        "partitions.cadence",
+        "yearly",
+        "partitions.cadence: Input should be 'daily', 'hourly', 'weekly' or 'monthly'",
+    ),
     ("partitions.timezone", "Berlin", "partitions.timezone: 'Berlin' is not an IANA time zone"),
     ("partitions.start", "1 January", "partitions: '1 January' is not a date"),
     ("partitions.end", "2025-12-31", "partitions: partitions.end '2025-12-31' is not after"),
@@ -88,36 +100,76 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("source.partition_column", "at", "source: give either {partition} in uri or a partition_column"),
     ("source.format", "xlsx", "source.format: Input should be 'parquet', 'csv', 'jsonl'"),
     ("source.row_key", "key", "source: row_key 'key' is not among columns"),
-    ("source.on_duplicate", "ignore", "source.on_duplicate: Input should be 'fail', 'first', 'last' or 'quarantine'"),
+    (
+        "source.on_duplicate",
+        "ignore",
+        "source.on_duplicate: Input should be 'fail', 'first', 'last' or 'quarantine'",
+    ),
     ("source.allow_empty", "perhaps", "source.allow_empty: Input should be a valid boolean"),
     ("source.columns", {}, "source.columns: Dictionary should have at least 1 item"),
     ("source.columns.id", {"type": "binary"}, "source: row_key 'id' must be a scalar"),
     ("source.columns.id", {"type": "list<float32>"}, "source: row_key 'id' must be a scalar"),
     ("source.columns.score", ID, "source: column 'score' has the name of a column that the platform adds"),
-    ("source.columns.row_key", ID, "source: column 'row_key' has the name of a column that the platform adds"),
+    (
+        "source.columns.row_key",
+        ID,
+        "source: column 'row_key' has the name of a column that the platform adds",
+    ),
     ("source.columns.x", {"type": "number"}, "source.columns.x.type: Input should be 'string'"),
     ("source.columns.x", {}, "source.columns.x.type: Field required"),
-    ("source.columns.x", {"type": "string", "min": 0}, "source.columns.x: min and max apply to numbers, not to string"),
+    (
+        "source.columns.x",
+        {"type": "string", "min": 0},
+        "source.columns.x: min and max apply to numbers, not to string",
+    ),
     ("source.columns.x", {"type": "int64", "min": 2, "max": 1}, "source.columns.x: min 2.0 is above max 1.0"),
     ("source.columns.x", {"type": "int64", "allowed": []}, "source.columns.x: allowed is empty"),
-    ("source.columns.x", {"type": "date", "allowed": ["a"]}, "source.columns.x: allowed does not apply to date"),
-    ("source.columns.x", {"type": "int64", "min": "low"}, "source.columns.x.min: Input should be a valid number"),
+    (
+        "source.columns.x",
+        {"type": "date", "allowed": ["a"]},
+        "source.columns.x: allowed does not apply to date",
+    ),
+    (
+        "source.columns.x",
+        {"type": "int64", "min": "low"},
+        "source.columns.x.min: Input should be a valid number",
+    ),
     ("features.recipe", "no colon", "features.recipe: String should match pattern"),
     ("features.recipe", "os:system('x')", "features.recipe: String should match pattern"),
     ("inference.device", "tpu", "inference.device: Input should be 'auto', 'cpu' or 'cuda'"),
     ("inference.dtype", "int8", "inference.dtype: Input should be 'auto'"),
     ("inference.shard_rows", 0, "inference.shard_rows: Input should be greater than or equal to 1"),
     ("inference.max_error_share", 1.5, "inference.max_error_share: Input should be less than or equal to 1"),
-    ("inference.max_error_share", -0.1, "inference.max_error_share: Input should be greater than or equal to 0"),
+    (
+        "inference.max_error_share",
+        -0.1,
+        "inference.max_error_share: Input should be greater than or equal to 0",
+    ),
     ("inference.batch_tokens", 0, "inference.batch_tokens"),
-    ("labels", {"uri": "in.csv", "row_key": "id", "column": "y"}, "labels: give either {partition} in uri or"),
+    (
+        "labels",
+        {"uri": "in.csv", "row_key": "id", "column": "y"},
+        "labels: give either {partition} in uri or",
+    ),
     ("labels", {"uri": "{partition}", "column": "y"}, "labels.row_key: Field required"),
-    ("labels", {"uri": "{partition}", "row_key": "id", "column": "y", "horizon_days": -1}, "labels.horizon_days"),
-    ("drift.reference_partitions", 2, "drift.reference_partitions: Input should be greater than or equal to 3"),
+    (
+        "labels",
+        {"uri": "{partition}", "row_key": "id", "column": "y", "horizon_days": -1},
+        "labels.horizon_days",
+    ),
+    (
+        "drift.reference_partitions",
+        2,
+        "drift.reference_partitions: Input should be greater than or equal to 3",
+    ),
     ("drift.false_alarms_per_quarter", 0, "drift.false_alarms_per_quarter: Input should be greater than 0"),
     ("automation.trigger", "schedule", 'automation: trigger: schedule needs a cron, e.g. "0 3 * * *"'),
     ("automation.cron", "0 3 * * *", "automation: a cron has no effect with trigger: manual"),
-    ("automation", {"trigger": "schedule", "cron": "0 25 * * *"}, "automation: cron '0 25 * * *' is not valid"),
+    (
+        "automation",
+        {"trigger": "schedule", "cron": "0 25 * * *"},
+        "automation: cron '0 25 * * *' is not valid",
+    ),
     ("automation", {"trigger": "schedule", "cron": "0 0 3 * * *"}, "is not valid: five fields"),
     ("automation.catch_up", -1, "automation.catch_up: Input should be greater than or equal to 0"),
 ]
@@ -188,7 +240,9 @@ def test_a_partition_column_must_be_a_date_or_timestamp_of_the_contract() -> Non
     for column in ("x", "nowhere"):
         attributes = changed("source.uri", "in.parquet")
         attributes["source"]["partition_column"] = column
-        with pytest.raises(PipelineFileError, match=f"partition_column '{column}' must be a date or timestamp"):
+        with pytest.raises(
+            PipelineFileError, match=f"partition_column '{column}' must be a date or timestamp"
+        ):
             parse_spec(attributes, "p")
     attributes["source"]["partition_column"] = "at"
     assert parse_spec(attributes, "p").source.partition_column == "at"
@@ -203,8 +257,10 @@ def test_a_key_column_may_be_called_row_key() -> None:
 def test_every_field_has_a_description() -> None:
     """They are the reference manual in Dagster's docs."""
     spec = parse_spec(MINIMAL, "p")
-    sections = [type(spec), *(type(getattr(spec, name)) for name in ("partitions", "source", "model", "inference"))]
+    sections = [
+        type(spec),
+        *(type(getattr(spec, name)) for name in ("partitions", "source", "model", "inference")),
+    ]
     sections += [type(spec.source.columns["id"]), type(spec.drift), type(spec.automation)]
     for section in sections:
         assert [name for name, field in section.model_fields.items() if not field.description] == []
-    assert describe.__doc__

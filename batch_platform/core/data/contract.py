@@ -171,10 +171,10 @@ class Contract:
         if spec.type == "list<float32>":
             tests.append(("not_finite", _broken_lists(column), "holds something that is no finite number"))
         if spec.min is not None:
-            rows = _mask(pc.less(column, _bound(spec.min, column.type, up=True)))
+            rows = _mask(pc.less(column, bound(spec.min, column.type, up=True)))
             tests.append(("out_of_range", rows, f"is below the minimum {spec.min:g}"))
         if spec.max is not None:
-            rows = _mask(pc.greater(column, _bound(spec.max, column.type, up=False)))
+            rows = _mask(pc.greater(column, bound(spec.max, column.type, up=False)))
             tests.append(("out_of_range", rows, f"is above the maximum {spec.max:g}"))
         if name in self._allowed:
             among = _mask(pc.is_in(column, value_set=self._allowed[name])) | _mask(column.is_null())
@@ -234,6 +234,21 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def bound(value: float, kind: pa.DataType, up: bool) -> pa.Scalar:
+    """A `min` (`up`) or `max` in the column's own type, for comparing.
+
+    So 0.1 in float32 is not above a maximum of 0.1, and integers beyond 2**53, which Arrow refuses to compare
+    with a float, can be compared.
+    """
+    if pa.types.is_floating(kind):
+        return pa.scalar(value, pa.float64()).cast(kind, safe=False)
+    limit = 1 << (kind.bit_width - 1)
+    if not math.isfinite(value):
+        return pa.scalar(limit - 1 if value > 0 else -limit, kind)
+    whole = math.ceil(value) if up else math.floor(value)
+    return pa.scalar(min(max(whole, -limit), limit - 1), kind)
+
+
 def _bad_rows(name: str, source: SourceBatch) -> dict[str, BoolArray]:
     found: dict[str, BoolArray] = {}
     for cell in source.bad_cells:
@@ -261,17 +276,6 @@ def _allowed(name: str, spec: ColumnSpec) -> pa.Array:
             f"source.columns.{name}.allowed: {_shown(spec.allowed)} are not all of type {spec.type}; "
             "write values of that type"
         ) from None
-
-
-def _bound(value: float, kind: pa.DataType, up: bool) -> pa.Scalar:
-    """The bound in the column's own type, so that 0.1 in float32 is not above a maximum of 0.1."""
-    if pa.types.is_floating(kind):
-        return pa.scalar(value, pa.float64()).cast(kind, safe=False)
-    if not math.isfinite(value):
-        return pa.scalar(value, pa.float64())
-    whole = math.ceil(value) if up else math.floor(value)
-    limit = 1 << (kind.bit_width - 1)
-    return pa.scalar(min(max(whole, -limit), limit - 1), kind)
 
 
 def _broken_lists(column: pa.ListArray) -> BoolArray:

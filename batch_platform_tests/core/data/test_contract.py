@@ -94,6 +94,7 @@ def test_good_rows_keep_their_order_and_place() -> None:
         ({"type": "int32", "min": 0.5}, 1, 0, "out_of_range"),
         ({"type": "int64", "max": 10}, 10, 11, "out_of_range"),
         ({"type": "int64", "max": 1e300}, 2**62, "x", "wrong_type"),
+        ({"type": "int64", "min": float("-inf"), "max": 2**53}, -(2**63), 2**53 + 1, "out_of_range"),
         ({"type": "float32", "max": 0.1}, 0.1, 0.1001, "out_of_range"),
         ({"type": "float64", "min": 0}, None, -1e-9, "out_of_range"),
         ({"type": "float64"}, 1e308, float("nan"), "not_finite"),

@@ -1,0 +1,149 @@
+"""Realised performance: numbers of how well predictions met the labels, with 95 % intervals.
+
+Decides the metrics and their intervals; which rows are labelled, and when a result is bad enough to fail, is
+not decided here. numpy only; one partition's scores and labels are held.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+_Z = 1.959964  # 97.5 % point of the normal distribution
+_SMALLEST_PROBABILITY = 1e-7
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Performance:
+    """What the labels say of a partition.
+
+    Attributes:
+        rows: labelled rows that were measured.
+        metrics: by name; None where a metric has no meaning (AUC with labels of one class only).
+        notes: why metrics are missing, in words.
+    """
+
+    rows: int
+    metrics: Mapping[str, float | None]
+    notes: tuple[str, ...] = field(default=())
+
+
+def classification(
+    probabilities: Floats, truth: Sequence[str], labels: Sequence[str], positive: str | None
+) -> Performance:
+    """Measure a classifier.
+
+    Args:
+        probabilities: (rows, labels), in the order of `labels`.
+        truth: (rows,) true labels, each one of `labels`.
+        labels: the signature's labels.
+        positive: the positive class of two; None: the second label.
+
+    Returns:
+        accuracy with its Wilson interval, log_loss, brier (mean over rows of the summed squared error; of the
+        positive class for two labels), and for two labels precision, recall, f1 (at the argmax), auc with
+        DeLong's interval, positive_rate and predicted_positive_rate.
+    """
+    rows = len(truth)
+    if not rows:
+        return Performance(0, {}, ("no labelled rows",))
+    place = {label: index for index, label in enumerate(labels)}
+    known = np.array([place[label] for label in truth])
+    guess = probabilities.argmax(axis=1)
+    right = int((guess == known).sum())
+    low, high = wilson_interval(right, rows)
+    chosen = np.clip(probabilities[np.arange(rows), known], _SMALLEST_PROBABILITY, 1.0)
+    metrics: dict[str, float | None] = {
+        "accuracy": right / rows,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "majority_share": float(np.bincount(known).max() / rows),
+        "log_loss": float(-np.log(chosen).mean()),
+    }
+    if len(labels) != 2:
+        onehot = np.eye(len(labels))[known]
+        metrics["brier"] = float(((probabilities - onehot) ** 2).sum(axis=1).mean())
+        return Performance(rows, metrics)
+    column = place[positive] if positive is not None else 1
+    score, is_positive, said = probabilities[:, column], known == column, guess == column
+    metrics["brier"] = float(((score - is_positive) ** 2).mean())
+    metrics |= _retrieval(is_positive, said)
+    auc = auc_interval(score, is_positive)
+    notes = () if auc is not None else ("AUC needs labels of both classes",)
+    metrics |= dict(zip(("auc", "auc_low", "auc_high"), auc or (None, None, None), strict=True))
+    return Performance(rows, metrics, notes)
+
+
+def regression(predicted: Floats, truth: Floats) -> Performance:
+    """Measure a regression: mae, rmse, bias (predicted minus true) and r2.
+
+    Args:
+        predicted: (rows,).
+        truth: (rows,).
+    """
+    rows = len(truth)
+    if not rows:
+        return Performance(0, {}, ("no labelled rows",))
+    error = predicted - truth
+    spread = float(((truth - truth.mean()) ** 2).sum())
+    r2 = 1 - float((error**2).sum()) / spread if spread else None
+    metrics = {
+        "mae": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
+        "bias": float(error.mean()),
+        "r2": r2,
+    }
+    return Performance(rows, metrics, () if r2 is not None else ("R2 needs labels that differ",))
+
+
+def wilson_interval(right: int, rows: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
+    share = right / rows
+    middle = share + _Z**2 / (2 * rows)
+    half = _Z * np.sqrt(share * (1 - share) / rows + _Z**2 / (4 * rows**2))
+    scale = 1 + _Z**2 / rows
+    return float(max(0.0, (middle - half) / scale)), float(min(1.0, (middle + half) / scale))
+
+
+def auc_interval(score: Floats, is_positive: npt.NDArray[np.bool_]) -> tuple[float, float, float] | None:
+    """AUC and its 95 % interval (DeLong et al., Biometrics 44, 1988, by midranks); None for one class only."""
+    positives, negatives = score[is_positive], score[~is_positive]
+    m, n = len(positives), len(negatives)
+    if not m or not n:
+        return None
+    ranks = _midranks(score)
+    auc = (ranks[is_positive].sum() - m * (m + 1) / 2) / (m * n)
+    # Share of the other class that each score beats.
+    by_positive = (ranks[is_positive] - _midranks(positives)) / n
+    by_negative = 1 - (ranks[~is_positive] - _midranks(negatives)) / m
+    variance = _variance(by_positive) / m + _variance(by_negative) / n
+    half = _Z * float(np.sqrt(variance))
+    return float(auc), float(max(0.0, auc - half)), float(min(1.0, auc + half))
+
+
+def _retrieval(is_positive: npt.NDArray[np.bool_], said: npt.NDArray[np.bool_]) -> dict[str, float | None]:
+    hits = int((is_positive & said).sum())
+    precision = hits / int(said.sum()) if said.any() else None
+    recall = hits / int(is_positive.sum()) if is_positive.any() else None
+    found = 2 * hits / (int(said.sum()) + int(is_positive.sum())) if said.any() or is_positive.any() else None
+    return {
+        "precision": precision,
+        "recall": recall,
+        "f1": found,
+        "positive_rate": float(is_positive.mean()),
+        "predicted_positive_rate": float(said.mean()),
+    }
+
+
+def _variance(values: Floats) -> float:
+    return float(values.var(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _midranks(values: Floats) -> Floats:
+    """Ranks from 1, equal values sharing the middle of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]

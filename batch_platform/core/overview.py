@@ -1,0 +1,75 @@
+"""The state of a pipeline at a glance: which partitions are done, failed, missing, and what to type next.
+
+Reads the outcomes of the last tries and the tables' logs. Decides only the next command.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from batch_platform.core import outcomes
+from batch_platform.core.data.lake import Lake
+from batch_platform.core.data.partitions import contiguous
+from batch_platform.core.layout import Layout
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.settings import Settings
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What there is of a pipeline.
+
+    Attributes:
+        partitions: partitions that have ended by now.
+        done: of these, those whose every stage ended well.
+        failed: key -> "stage: cause" of the last try.
+        missing: ranges of keys never tried, or not in every stage.
+        rows: rows that stand, by table.
+        next_command: what to type; empty where everything is done.
+    """
+
+    pipeline: str
+    partitions: int
+    done: int
+    failed: Mapping[str, str]
+    missing: tuple[tuple[str, str], ...]
+    rows: Mapping[str, int]
+    next_command: str
+
+
+def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
+    """Look at all partitions of a pipeline that have ended by `now` (aware)."""
+    layout = Layout.of(settings, spec.name)
+    stages = stage_names(spec)
+    failed: dict[str, str] = {}
+    missing = []
+    done = 0
+    partitions = list(spec.partitions.calendar().partitions(now))
+    for partition in partitions:
+        known = outcomes.recall(layout, partition.key)
+        bad = next((stage for stage in stages if stage in known and known[stage].state == "failed"), None)
+        if bad is not None:
+            failed[partition.key] = f"{bad}: {known[bad].cause}"
+        elif all(stage in known and known[stage].state == "done" for stage in stages):
+            done += 1
+        else:
+            missing.append(partition)
+    gaps = tuple((first.key, last.key) for first, last in contiguous(missing))
+    lake = Lake(layout)
+    rows = {table: sum(lake.partition_rows(table).values()) for table in ("raw", "predictions", "quarantine")}
+    return Overview(spec.name, len(partitions), done, failed, gaps, rows, _next(spec, failed, gaps))
+
+
+def stage_names(spec: PipelineSpec) -> list[str]:
+    """The stages that a partition goes through, in order."""
+    names = ["raw", "features", "predictions", "drift_report"]
+    return [*names, "performance"] if spec.labels is not None else names
+
+
+def _next(spec: PipelineSpec, failed: Mapping[str, str], gaps: tuple[tuple[str, str], ...]) -> str:
+    if failed:
+        return f"dg launch --job {spec.name} --partition {next(iter(failed))}"
+    if gaps:
+        first, last = gaps[-1]
+        return f"dg launch --job {spec.name} --partition-range {first}...{last}"
+    return ""
