@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.contract import Rejected, bound
 from batch_platform.core.data.keys import SeenKeys
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.spec import ColumnSpec, SourceSpec
@@ -241,9 +241,12 @@ def _contract_violations(
             yield f"{name} is null", column.null_count
         if count := count_not_finite(column):
             yield f"{name} is not finite", count
-        if rule.min is not None and (count := _count(pc.less(column, rule.min))):
+        # The bounds as values of the column's type: int64 beyond 2**53 and float32 are compared exactly.
+        if rule.min is not None and (count := _count(pc.less(column, bound(rule.min, column.type, up=True)))):
             yield f"{name} below {rule.min:g}", count
-        if rule.max is not None and (count := _count(pc.greater(column, rule.max))):
+        if rule.max is not None and (
+            count := _count(pc.greater(column, bound(rule.max, column.type, up=False)))
+        ):
             yield f"{name} above {rule.max:g}", count
         if rule.allowed is not None:
             values = pa.array(rule.allowed, column.type)

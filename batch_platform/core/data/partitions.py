@@ -8,7 +8,7 @@ compares the two.
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -22,7 +22,9 @@ _FORMATS: dict[Cadence, str] = {
     "weekly": "%Y-%m-%d",
     "monthly": "%Y-%m-%d",
 }
-_KEY_PATTERN = re.compile(r"\d{4}-\d{2}-\d{2}(-\d{2}:\d{2})?")
+_KEY_PATTERN = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9]{2}:[0-9]{2})?")
+# Where clocks go back an hour comes twice; Dagster tells the second one by its offset.
+_SECOND_HOUR = re.compile(r"(.*:[0-9]{2})([+-][0-9]{4})")
 
 
 @dataclass(frozen=True, order=True)
@@ -75,16 +77,20 @@ class PartitionCalendar:
         Raises:
             PartitionKeyError: the key is malformed, not a boundary of the cadence, or outside the calendar.
         """
-        if not _KEY_PATTERN.fullmatch(key):
+        second = _SECOND_HOUR.fullmatch(key) if self.cadence == "hourly" else None
+        wall_clock = second[1] if second else key
+        if not _KEY_PATTERN.fullmatch(wall_clock):
             raise PartitionKeyError(f"{key!r} is not a {self.cadence} partition key: {self._expected()}")
         try:
-            naive = datetime.strptime(key, _FORMATS[self.cadence])
+            naive = datetime.strptime(wall_clock, _FORMATS[self.cadence])
         except ValueError:
             raise PartitionKeyError(
                 f"{key!r} is not a {self.cadence} partition key: {self._expected()}"
             ) from None
-        start = naive.replace(tzinfo=ZoneInfo(self.timezone))
-        if self._floor(start) != start:
+        start = naive.replace(tzinfo=ZoneInfo(self.timezone), fold=1 if second else 0)
+        if self._floor(start) != start or (
+            self.cadence == "hourly" and self._key(_on_the_clock(start)) != key
+        ):
             raise PartitionKeyError(f"{key!r} does not start a {self.cadence} window: {self._expected()}")
         end = self._next(start)
         if start < self.start or (self.end is not None and end > self.end):
@@ -101,7 +107,7 @@ class PartitionCalendar:
         if start < self.start:
             start = self._next(start)
         while (end := self._next(start)) <= limit:
-            yield Partition(start, end, start.strftime(_FORMATS[self.cadence]))
+            yield Partition(start, end, self._key(start))
             start = end
 
     def newest(self, now: datetime, count: int) -> list[Partition]:
@@ -110,10 +116,11 @@ class PartitionCalendar:
         found: list[Partition] = []
         end = self._floor(limit.astimezone(ZoneInfo(self.timezone)))
         while len(found) < count:
-            start = self._floor(end - timedelta(microseconds=1))
+            # In absolute time: on the wall clock an hour that comes twice would be left out.
+            start = self._floor((end.astimezone(UTC) - timedelta(microseconds=1)).astimezone(end.tzinfo))
             if start < self.start:
                 break
-            found.append(Partition(start, end, start.strftime(_FORMATS[self.cadence])))
+            found.append(Partition(start, end, self._key(start)))
             end = start
         return found[::-1]
 
@@ -129,8 +136,15 @@ class PartitionCalendar:
         found = [low]
         while found[-1].key != high.key:
             start = found[-1].end
-            found.append(Partition(start, self._next(start), start.strftime(_FORMATS[self.cadence])))
+            found.append(Partition(start, self._next(start), self._key(start)))
         return found
+
+    def _key(self, start: datetime) -> str:
+        text = start.strftime(_FORMATS[self.cadence])
+        repeated = (
+            self.cadence == "hourly" and start.fold and start.utcoffset() != start.replace(fold=0).utcoffset()
+        )
+        return text + start.strftime("%z") if repeated else text
 
     def _expected(self) -> str:
         example = "2026-01-31-23:00" if self.cadence == "hourly" else "2026-01-31"
@@ -147,8 +161,7 @@ class PartitionCalendar:
     def _next(self, start: datetime) -> datetime:
         if self.cadence == "hourly":
             # Hours are counted in absolute time, so that a change of clocks neither skips nor repeats one.
-            utc = ZoneInfo("UTC")
-            return (start.astimezone(utc) + timedelta(hours=1)).astimezone(start.tzinfo)
+            return (start.astimezone(UTC) + timedelta(hours=1)).astimezone(start.tzinfo)
         if self.cadence == "daily":
             return start + timedelta(days=1)
         if self.cadence == "weekly":
@@ -164,6 +177,11 @@ def contiguous(partitions: Sequence[Partition]) -> Iterator[tuple[Partition, Par
         if is_last or partitions[position + 1].start != partition.end:
             yield partitions[start], partition
             start = position + 1
+
+
+def _on_the_clock(moment: datetime) -> datetime:
+    """The moment as its zone's clocks show it: another time where clocks jump over the one named."""
+    return moment.astimezone(UTC).astimezone(moment.tzinfo)
 
 
 def _moment(text: str, zone: ZoneInfo) -> datetime:

@@ -45,8 +45,9 @@ PRECISION = 0.98
 class Plan:
     """Which days are for what (each end is the next one's start), and how the network learns.
 
-    Training starts in July: the months before hold almost nothing but spam, and with them the model takes
-    later wanted e-mails for spam (at 0.5 it was right on 88 % of the later e-mails, without them on 97 %).
+    Training starts in July, although the corpus goes back to 2001: the months before hold almost nothing but
+    spam. Trained up to the 5th of August and judged on the 17 days after, the model had a log loss of 0.078
+    without those months and 0.090 with them.
     """
 
     first: str = "2002-07-01"
