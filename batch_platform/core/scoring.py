@@ -20,10 +20,8 @@ from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger
 from batch_platform.core.data.staging import read_files
-from batch_platform.core.inference.batching import BatchPlan
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.stats import RunStats
-from batch_platform.core.models.predictor import load_predictor
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint, input_hashes
@@ -141,10 +139,7 @@ def load_engine(model: RegisteredVersion, spec: PipelineSpec) -> Engine:
         SignatureError: the pipeline's decision does not suit the model.
         InferenceError: the device asked for is not there.
     """
-    model.check_files()
-    signature = signature_for(model, spec.decision)
-    plan = BatchPlan.from_spec(spec.inference, signature)
-    return Engine(load_predictor(model.path, model.flavor, signature, plan.device, plan.dtype), plan)
+    return Engine.load(model, signature_for(model, spec.decision), spec.inference)
 
 
 # -- pin --------------------------------------------------------------------------------------------------

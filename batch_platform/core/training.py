@@ -8,6 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,11 @@ class LabelledRows:
 
     def where(self, chosen: Sequence[bool]) -> "LabelledRows":
         """The rows for which `chosen`, (rows,), is true, in their order."""
-        places = [place for place, is_chosen in enumerate(chosen) if is_chosen]
+        mask = pa.array(chosen, pa.bool_())
         return LabelledRows(
-            self.features.take(places).combine_chunks(),
-            [self.labels[place] for place in places],
-            [self.partitions[place] for place in places],
+            self.features.filter(mask).combine_chunks(),
+            list(compress(self.labels, chosen)),
+            list(compress(self.partitions, chosen)),
         )
 
 
@@ -76,10 +77,10 @@ def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> Label
         truth = _labels(spec.labels, partition, base)
         for raw, _ in read_partition(spec.source, partition, base):
             known = [truth.get(key) for key in raw.column("row_key").to_pylist()]
-            places = [place for place, label in enumerate(known) if label is not None]
-            features.append(recipe.apply(raw.take(places)))
+            is_known = pa.array([label is not None for label in known], pa.bool_())
+            features.append(recipe.apply(raw.filter(is_known)))
             labels += [label for label in known if label is not None]
-            partitions += [partition.key] * len(places)
+            partitions += [partition.key] * features[-1].num_rows
     if not labels:
         raise SourceError(
             f"{spec.name}: no labelled rows from {first} to {end}: check source.uri and labels.uri"
@@ -104,6 +105,16 @@ def progress(pipeline: str, text: str) -> None:
     """Say how far a training is, at once."""
     sys.stdout.write(f"[{pipeline}] {text}\n")
     sys.stdout.flush()
+
+
+def say_threshold(spec: PipelineSpec, threshold: float) -> None:
+    """Say which threshold the held-out rows ask for, beside the one that the pipeline file decides by."""
+    if spec.decision is not None:
+        progress(
+            spec.name,
+            f"training: the held-out rows ask for the threshold {threshold}; decision.threshold in the pipeline "
+            f"file is {spec.decision.threshold}",
+        )
 
 
 def _labels(spec: LabelsSpec, partition: Partition, base: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from batch_platform.core.training import (
     need_sklearn,
     precise_threshold,
     progress,
+    say_threshold,
 )
 from batch_platform.errors import SourceError
 from batch_platform.settings import Settings, project_root
@@ -108,6 +109,7 @@ def train(spec: PipelineSpec, settings: Settings, plan: Plan | None = None) -> R
     network = _network(project_root() / ".demo_data" / "minilm", plan)
     _fit(spec.name, network, slices, plan)
     metrics = _metrics(network, slices)
+    say_threshold(spec, metrics["threshold"])
     progress(
         spec.name,
         f"training: on {metrics['rows']} later e-mails AUC {metrics['auc']}, accuracy {metrics['accuracy']} (at 0.5 "

@@ -24,6 +24,7 @@ from batch_platform.core.training import (
     labelled_rows,
     need_sklearn,
     progress,
+    say_threshold,
 )
 from batch_platform.settings import Settings, project_root
 
@@ -103,6 +104,7 @@ def train(spec: PipelineSpec, settings: Settings, plan: Plan | None = None) -> R
     threshold = round(base_rate_threshold(Slices.truth(slices.held_out), held_out), 3)
     progress(spec.name, "training: gradient boosting on the same features, for comparison")
     metrics = _metrics(model, slices, threshold)
+    say_threshold(spec, metrics["threshold"])
     progress(
         spec.name,
         f"training: on {metrics['rows']} later flights AUC {metrics['auc']}, F1 {metrics['f1']}; gradient boosting: "
