@@ -89,7 +89,7 @@ def write_flights(base: Path, days: int, per_day: int) -> None:
             ),
             "carrier": carrier,
             "flight": range(len(carrier)),
-            "tailnum": None,
+            "tailnum": random.choice(["N1", "N2", "N3"], len(carrier)),
             "origin": "JFK",
             "dest": "MIA",
             "distance": 1089,
@@ -101,11 +101,15 @@ def write_flights(base: Path, days: int, per_day: int) -> None:
     weather = pd.DataFrame(
         [
             dict.fromkeys(("temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "visib"), 1.0)
-            | {"pressure": 1000.0, "origin": "JFK", "time_hour": "2013-01-01T12:00:00Z"}
+            | {"pressure": 1000.0, "origin": "JFK", "time_hour": f"{moment}T12:00:00Z"}
+            for moment in sorted(set(moments))
         ]
     )
     planes = pd.DataFrame(
-        [{"tailnum": "N1", "year": 1999.0, "seats": 1, "engines": 2, "manufacturer": "BOEING"}]
+        [
+            {"tailnum": name, "year": year, "seats": 150, "engines": 2, "manufacturer": "BOEING"}
+            for name, year in (("N1", 1999.0), ("N2", 2004.0))
+        ]
     )
     folder = base / ".demo_data" / "flight_delays"
     for name, frame in zip(("raw", "labels"), prepare(flights, weather, planes), strict=True):

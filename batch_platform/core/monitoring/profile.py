@@ -61,8 +61,12 @@ class ColumnProfile:
         if self.kind != other.kind or (self.sums and other.sums and len(self.sums) != len(other.sums)):
             raise MonitoringError(f"a column of {self.kind} values cannot be merged with one of {other.kind}")
         names = {**other.names, **self.names}
-        names |= {place: min(self.names[place], other.names[place]) for place in self.names.keys() & other.names}
-        sums = np.array(self.sums or (0.0,) * len(other.sums)) + np.array(other.sums or (0.0,) * len(self.sums))
+        names |= {
+            place: min(self.names[place], other.names[place]) for place in self.names.keys() & other.names
+        }
+        sums = np.array(self.sums or (0.0,) * len(other.sums)) + np.array(
+            other.sums or (0.0,) * len(self.sums)
+        )
         return ColumnProfile(
             self.kind,
             self.rows + other.rows,
@@ -120,7 +124,9 @@ def profile_table(table: pa.Table | pa.RecordBatch) -> Profile:
             other types are left out.
     """
     if isinstance(table, pa.Table):
-        batches = [profile_table(batch) for batch in table.to_batches()] or [profile_table(_empty(table.schema))]
+        batches = [profile_table(batch) for batch in table.to_batches()] or [
+            profile_table(_empty(table.schema))
+        ]
         return reduce(Profile.merge, batches)
     columns = {}
     for column in table.schema:
@@ -214,6 +220,7 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
 
 def _column(values: Mapping[str, Any]) -> ColumnProfile:
     counts = {
-        name: {int(place): count for place, count in values[name].items()} for name in ("bins", "buckets", "names")
+        name: {int(place): count for place, count in values[name].items()}
+        for name in ("bins", "buckets", "names")
     }
     return ColumnProfile(**{**values, **counts, "sums": tuple(values["sums"])})

@@ -221,7 +221,8 @@ def _boosting(slices: Slices) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.f
     for name in CATEGORICAL:
         known = frames[0][name].dropna().unique()
         for frame in frames:
-            frame[name] = pd.Categorical(frame[name], categories=known)
+            # A value that the training rows do not have is a missing one, as for a new airport.
+            frame[name] = pd.Categorical(frame[name].where(frame[name].isin(known)), categories=known)
     baseline = HistGradientBoostingClassifier(
         categorical_features="from_dtype", max_iter=100, early_stopping=False, random_state=0
     )

@@ -1,0 +1,246 @@
+"""Stage `drift_report`: one partition's features and predictions judged against the reference, and a page.
+
+Streams the committed tables once for profiles and samples. The verdict stands when this returns; the page is
+made beside the next partitions.
+"""
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from functools import reduce
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_platform.core.data import files
+from batch_platform.core.gate import CheckResult
+from batch_platform.core.monitoring import summary
+from batch_platform.core.monitoring.drift import Verdict
+from batch_platform.core.monitoring.evidently_report import RenderRequest
+from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
+from batch_platform.core.monitoring.profile import Profile, profile_table
+from batch_platform.core.monitoring.reference import Reference, ReferenceStore
+from batch_platform.core.monitoring.rendering import Renderer
+from batch_platform.core.provenance.fingerprint import fingerprint
+from batch_platform.core.slice import Slice, StageResult, commit_small
+
+# Evidently's cost grows with the rows; half a thousand draw a distribution well enough.
+SAMPLE_ROWS = 500
+
+_METRICS = pa.schema(
+    [
+        ("group", pa.string()),
+        ("column", pa.string()),
+        ("largest_z", pa.float64()),
+        ("alert", pa.bool_()),
+        ("status", pa.string()),
+        ("reference_version", pa.int64()),
+    ]
+)
+
+
+def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
+    """Judge one partition and ask for its page.
+
+    Raises:
+        UpstreamMissingError: features or predictions are not there.
+        MonitoringError: a profile or the reference cannot be read.
+        StorageError: the lake cannot be written.
+    """
+    features, predictions = slice_.committed("features"), slice_.committed("predictions")
+    store = ReferenceStore(slice_.layout.monitoring)
+    watched = _watched(slice_)
+    profiles = {table: _profile(slice_, table, columns) for table, columns in watched.items()}
+    judgement = judge_partition(
+        store,
+        slice_.key,
+        _days(slice_, store),
+        profiles,
+        slice_.spec.drift.reference_partitions,
+        slice_.spec.drift.false_alarms_per_quarter,
+    )
+    identity = fingerprint(
+        {
+            "features": features.fingerprint,
+            "predictions": predictions.fingerprint,
+            "drift": slice_.spec.drift.model_dump(),
+            "reference": judgement.reference.version if judgement.reference else 0,
+        }
+    )
+    _commit_metrics(slice_, judgement, identity)
+    nulls = _null_shares(profiles)
+    page = slice_.layout.report(slice_.key) / "drift.html"
+    verdicts = {table: summary.verdict_values(verdict) for table, verdict in judgement.verdicts.items()}
+    files.replace(page.with_suffix(".json"), json.dumps(verdicts, indent=1).encode())
+    request = _request(slice_, judgement, watched, nulls, page)
+    return StageResult(
+        table="drift_metrics",
+        rows=features_rows(features.receipt),
+        data_version=identity,
+        reused=False,
+        checks=tuple(_check(table, verdict) for table, verdict in judgement.verdicts.items()),
+        metadata={
+            **{f"{table} verdict": verdict.message for table, verdict in judgement.verdicts.items()},
+            "reference": _reference_words(judgement.reference),
+        },
+        markdown=summary.markdown(judgement.verdicts, nulls),
+        report=page,
+        rendering=renderer.submit(request),
+    )
+
+
+def features_rows(receipt: Mapping) -> int:
+    """Rows of a committed partition."""
+    return sum(file["rows"] for file in receipt["files"])
+
+
+# -- what is watched --------------------------------------------------------------------------------------
+
+
+def _watched(slice_: Slice) -> dict[str, list[str]]:
+    """Columns to judge, by table: features that are no keys and not sensitive, and the model's outputs."""
+    sensitive = {name for name, column in slice_.spec.source.columns.items() if column.sensitive}
+    features = slice_.lake.schema("features")
+    predictions = slice_.lake.schema("predictions")
+    assert features is not None
+    assert predictions is not None
+    hidden = sensitive | {"row_key", slice_.spec.source.row_key}
+    chosen = slice_.spec.drift.columns
+    names = [name for name in features.names if name not in hidden and (chosen == "auto" or name in chosen)]
+    outputs = ("label", "score", "prediction", "embedding", "decision")
+    return {"features": names, "predictions": [name for name in outputs if name in predictions.names]}
+
+
+def _days(slice_: Slice, store: ReferenceStore) -> dict[str, date]:
+    calendar = slice_.spec.partitions.calendar()
+    known = [key for key in store.keys("features") if key <= slice_.key]
+    return {key: calendar.partition(key).day for key in {*known, slice_.key}}
+
+
+def _profile(slice_: Slice, table: str, columns: list[str]) -> Profile:
+    parts = (profile_table(batch) for batch in slice_.lake.batches(table, slice_.key, columns))
+    return reduce(Profile.merge, parts, Profile())
+
+
+def _null_shares(profiles: Mapping[str, Profile]) -> dict[str, float]:
+    return {
+        name: column.nulls / column.rows
+        for profile in profiles.values()
+        for name, column in profile.columns.items()
+        if column.rows
+    }
+
+
+# -- the verdict ------------------------------------------------------------------------------------------
+
+
+def _check(table: str, verdict: Verdict) -> CheckResult:
+    values = {"status": verdict.status, "rows": verdict.rows, "reference_days": verdict.reference_days}
+    found = {
+        f"{f.column}: {f.statistic}": f"{f.direction}, effect {f.effect:+.3f}" for f in verdict.findings[:10]
+    }
+    return CheckResult(f"{table}_drift", not verdict.alert, verdict.message, values | found, severity="warn")
+
+
+def _commit_metrics(slice_: Slice, judgement: DriftJudgement, identity: str) -> None:
+    version = judgement.reference.version if judgement.reference else None
+    rows = []
+    for table, verdict in judgement.verdicts.items():
+        named = {finding.column for finding in verdict.findings}
+        for column, score in verdict.scores.items():
+            rows.append((table, column, score, column in named, verdict.status, version))
+    columns = list(zip(*rows, strict=True)) or [()] * len(_METRICS)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, _METRICS, strict=True)]
+    commit_small(slice_, "drift_metrics", pa.RecordBatch.from_arrays(arrays, schema=_METRICS), identity)
+
+
+def _reference_words(reference: Reference | None) -> str:
+    if reference is None:
+        return "none yet"
+    return f"version {reference.version}: {len(reference.keys)} partitions, {reference.keys[0]} to {reference.keys[-1]}"
+
+
+# -- the page ---------------------------------------------------------------------------------------------
+
+
+def _request(
+    slice_: Slice,
+    judgement: DriftJudgement,
+    watched: Mapping[str, list[str]],
+    nulls: Mapping[str, float],
+    page: Path,
+) -> RenderRequest:
+    current = _keep_sample(slice_, watched)
+    reference = _reference_sample(slice_, judgement.reference)
+    sampled = f"Distributions are drawn from at most {SAMPLE_ROWS} rows each; the verdict read all rows."
+    named = frozenset(
+        finding.column for verdict in judgement.verdicts.values() for finding in verdict.findings
+    )
+    scores = {
+        column: score for verdict in judgement.verdicts.values() for column, score in verdict.scores.items()
+    }
+    return RenderRequest(
+        title=f"Drift report: {slice_.spec.name}, {slice_.key}",
+        summary_html=summary.summary_html(judgement.verdicts, nulls, sampled),
+        current=current,
+        reference=reference,
+        scores=scores,
+        detected=named,
+        out=page,
+    )
+
+
+def _keep_sample(slice_: Slice, watched: Mapping[str, list[str]]) -> Path:
+    """Sample the partition evenly: features and outputs of the same rows, without vectors."""
+    scored = _sample(slice_, "predictions", watched["predictions"])
+    features = _sample(slice_, "features", watched["features"], scored["row_key"].to_pylist())
+    order = {key: row for row, key in enumerate(features["row_key"].to_pylist())}
+    rows = pa.array([order[key] for key in scored["row_key"].to_pylist()], pa.int64())
+    columns = {name: features[name].take(rows) for name in watched["features"]}
+    columns |= {name: scored[name] for name in watched["predictions"]}
+    drawable = {name: column for name, column in columns.items() if not pa.types.is_nested(column.type)}
+    path = slice_.layout.monitoring / "samples" / f"{slice_.key}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(drawable), sink)
+    files.replace(path, sink.getvalue().to_pybytes())
+    return path
+
+
+def _sample(slice_: Slice, table: str, columns: list[str], keys: list[str] | None = None) -> pa.Table:
+    """Rows of a committed table: those with these keys, or every n-th so that about SAMPLE_ROWS remain."""
+    import pyarrow.compute as pc
+
+    names = ["row_key", *columns]
+    receipt = slice_.committed(table).receipt
+    every = max(1, -(-features_rows(receipt) // SAMPLE_ROWS))
+    wanted = None if keys is None else pa.array(keys, pa.string())
+    kept, first = [], 0
+    for batch in slice_.lake.batches(table, slice_.key, names):
+        if wanted is not None:
+            kept.append(batch.filter(pc.is_in(batch["row_key"], value_set=wanted)))
+        else:
+            kept.append(batch.take(pa.array(range(-first % every, batch.num_rows, every), pa.int64())))
+        first += batch.num_rows
+    schema = slice_.lake.schema(table)
+    assert schema is not None
+    return pa.Table.from_batches(kept, pa.schema([schema.field(name) for name in names]))
+
+
+def _reference_sample(slice_: Slice, reference: Reference | None) -> Path | None:
+    """A sample over all reference partitions, made once per reference; None without one."""
+    if reference is None:
+        return None
+    folder = slice_.layout.monitoring / "samples"
+    path = folder / f"reference-{reference.version:06d}.parquet"
+    if path.is_file():
+        return path
+    parts = [folder / f"{key}.parquet" for key in reference.keys]
+    tables = [pq.read_table(part) for part in parts if part.is_file()]
+    together = pa.concat_tables(tables, promote_options="default")
+    every = max(1, -(-together.num_rows // SAMPLE_ROWS))
+    sink = pa.BufferOutputStream()
+    pq.write_table(together.take(pa.array(range(0, together.num_rows, every), pa.int64())), sink)
+    files.replace(path, sink.getvalue().to_pybytes())
+    return path

@@ -1,0 +1,99 @@
+"""The judgement on one partition: its profiles against the pipeline's reference.
+
+Decides when there is enough history, what the reference is, and which days are looked back at. The same
+partition gets the same judgement whatever was judged after it. It does not know the lake.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+from batch_platform.core.monitoring.drift import DriftMonitor, Verdict
+from batch_platform.core.monitoring.profile import Profile
+from batch_platform.core.monitoring.reference import Reference, ReferenceStore
+
+# Days before the judged one that the two-of-three rule remembers.
+_LOOK_BACK = 2
+
+
+@dataclass(frozen=True)
+class DriftJudgement:
+    """What was decided on a partition.
+
+    Attributes:
+        verdicts: by group of columns: features, predictions.
+        reference: None while there is none.
+    """
+
+    verdicts: Mapping[str, Verdict]
+    reference: Reference | None
+
+
+def judge_partition(
+    store: ReferenceStore,
+    partition_key: str,
+    days: Mapping[str, date],
+    profiles: Mapping[str, Profile],
+    reference_partitions: int,
+    false_alarms_per_quarter: float,
+) -> DriftJudgement:
+    """Keep the partition's profiles, and judge them.
+
+    The first `reference_partitions` partitions with rows become the reference once there are so many before
+    a judged partition. Until then, and for partitions of the reference or before it: not enough history.
+
+    Args:
+        store: the pipeline's monitoring files.
+        partition_key: the partition to judge.
+        days: day of every partition key of the pipeline up to this one.
+        profiles: by group.
+        reference_partitions: size of the reference.
+        false_alarms_per_quarter: for the whole pipeline; the groups share it.
+    """
+    store.save_profiles(partition_key, dict(profiles))
+    group = next(iter(profiles))
+    with_rows = [
+        key
+        for key in store.keys(group)
+        if key in days and key < partition_key and store.load_profile(group, key).rows
+    ]
+    reference = store.current()
+    if reference is None and len(with_rows) >= reference_partitions:
+        chosen = with_rows[:reference_partitions]
+        reference = store.freeze(chosen, list(profiles), "batch_platform", "the first partitions with rows")
+    budget = false_alarms_per_quarter / len(profiles)
+    verdicts = {
+        name: _judge(
+            store, name, partition_key, days, profile, reference, with_rows, reference_partitions, budget
+        )
+        for name, profile in profiles.items()
+    }
+    return DriftJudgement(verdicts, reference)
+
+
+def _judge(
+    store: ReferenceStore,
+    group: str,
+    partition_key: str,
+    days: Mapping[str, date],
+    profile: Profile,
+    reference: Reference | None,
+    earlier: Sequence[str],
+    wanted: int,
+    budget: float,
+) -> Verdict:
+    if reference is None:
+        words = (
+            f"not enough history: {len(earlier)} of {wanted} reference partitions with rows before this one"
+        )
+        return Verdict("not enough history", (), profile.rows, 0, {}, words)
+    if partition_key <= reference.keys[-1]:
+        words = f"not enough history: not after reference {reference.version} ({reference.keys[0]} to {reference.keys[-1]})"
+        return Verdict("not enough history", (), profile.rows, len(reference.keys), {}, words)
+    monitor = DriftMonitor.fit(
+        [(days[key], store.reference_profile(reference, group, key)) for key in reference.keys], budget
+    )
+    after = [key for key in earlier if key > reference.keys[-1]]
+    for key in after[-_LOOK_BACK:]:
+        monitor.judge(days[key], store.load_profile(group, key))
+    return monitor.judge(days[partition_key], profile)

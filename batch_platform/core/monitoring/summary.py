@@ -1,0 +1,137 @@
+"""A judgement in words and pictures: markdown for the Dagster UI, HTML for the page, JSON for programs.
+
+Decides the wording. Every string that comes from data is escaped for the place that it goes to.
+"""
+
+import base64
+import html
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from batch_platform.core.monitoring.drift import Finding, Verdict
+
+_SHOWN_FINDINGS = 12
+_BARS = 12
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~-])")
+
+
+def verdict_values(verdict: Verdict) -> dict[str, Any]:
+    """A verdict as JSON values; infinite z as null."""
+    return {
+        "status": verdict.status,
+        "alert": verdict.alert,
+        "message": verdict.message,
+        "rows": verdict.rows,
+        "reference_days": verdict.reference_days,
+        "findings": [
+            {**vars(finding), "z": finding.z if math.isfinite(finding.z) else None}
+            for finding in verdict.findings
+        ],
+        "scores": dict(verdict.scores),
+    }
+
+
+def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float]) -> str:
+    """The judgement for the Dagster UI: a sentence per group, a table of findings, a plot.
+
+    Args:
+        verdicts: by group.
+        nulls: column -> share of rows without a value.
+    """
+    lines = [f"**{group}**: {_plain(verdict.message)}  " for group, verdict in verdicts.items()]
+    rows = [(group, finding) for group, verdict in verdicts.items() for finding in verdict.findings]
+    if rows:
+        lines += ["", "| group | column | what | direction | effect | p |", "|---|---|---|---|---|---|"]
+        lines += [
+            "| " + " | ".join(_cells(group, finding)) + " |" for group, finding in rows[:_SHOWN_FINDINGS]
+        ]
+    if len(rows) > _SHOWN_FINDINGS:
+        lines.append(f"\nand {len(rows) - _SHOWN_FINDINGS} more; see the report")
+    missing = {name: share for name, share in nulls.items() if share}
+    if missing:
+        named = ", ".join(f"{_plain(name)} {share:.1%}" for name, share in missing.items())
+        lines += ["", f"Rows without a value: {named}"]
+    scores = _scores(verdicts)
+    if scores:
+        lines += ["", f"![largest z by column]({plot(scores, _alarming(verdicts))})"]
+    return "\n".join(lines)
+
+
+def summary_html(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], sampled: str) -> str:
+    """The judgement for the top of the page.
+
+    Args:
+        sampled: what the distributions below are drawn from, in words.
+    """
+    parts = [f"<p><b>{html.escape(group)}</b>: {html.escape(v.message)}</p>" for group, v in verdicts.items()]
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _texts(group, finding)) + "</tr>"
+        for group, verdict in verdicts.items()
+        for finding in verdict.findings
+    )
+    if rows:
+        head = "".join(
+            f"<th align=left>{name}</th>" for name in ("group", "column", "what", "direction", "effect", "p")
+        )
+        parts.append(f"<table cellpadding=4><tr>{head}</tr>{rows}</table>")
+    missing = ", ".join(f"{html.escape(name)} {share:.1%}" for name, share in nulls.items() if share)
+    parts.append(f"<p>Rows without a value: {missing or 'none'}.</p>")
+    scores = _scores(verdicts)
+    if scores:
+        parts.append(f'<p><img alt="largest z by column" src="{plot(scores, _alarming(verdicts))}"></p>')
+    parts.append(f"<p><small>{html.escape(sampled)}</small></p>")
+    return "\n".join(parts)
+
+
+def plot(scores: Mapping[str, float], alarming: frozenset[str]) -> str:
+    """A bar chart of the largest |z| by column, as a data URI of an SVG picture."""
+    shown = sorted(scores.items(), key=lambda item: -item[1])[:_BARS]
+    longest = max(5.0, shown[0][1])
+    bars = []
+    for place, (column, z) in enumerate(shown):
+        y = 20 * place + 22
+        width = 300 * min(z, longest) / longest
+        colour = "#c0392b" if column in alarming else "#7f8c8d"
+        name = html.escape(column if len(column) <= 28 else column[:27] + "…")
+        bars.append(
+            f'<text x="195" y="{y + 12}" text-anchor="end">{name}</text>'
+            f'<rect x="200" y="{y}" width="{width:.1f}" height="14" fill="{colour}"/>'
+            f'<text x="{205 + width:.1f}" y="{y + 12}">{z:.1f}</text>'
+        )
+    height = 20 * len(shown) + 30
+    picture = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="560" height="{height}" font-family="sans-serif" '
+        f'font-size="12"><text x="200" y="14">largest |z| of the day statistics (red: in the alarm)</text>'
+        f"{''.join(bars)}</svg>"
+    )
+    return "data:image/svg+xml;base64," + base64.b64encode(picture.encode()).decode()
+
+
+def _scores(verdicts: Mapping[str, Verdict]) -> dict[str, float]:
+    return {column: score for verdict in verdicts.values() for column, score in verdict.scores.items()}
+
+
+def _alarming(verdicts: Mapping[str, Verdict]) -> frozenset[str]:
+    return frozenset(finding.column for verdict in verdicts.values() for finding in verdict.findings)
+
+
+def _texts(group: str, finding: Finding) -> list[str]:
+    return [
+        group,
+        finding.column,
+        finding.statistic,
+        finding.direction,
+        f"{finding.effect:+.3f}",
+        f"{finding.p:.2g}",
+    ]
+
+
+def _cells(group: str, finding: Finding) -> list[str]:
+    return [_plain(text) for text in _texts(group, finding)]
+
+
+def _plain(text: str) -> str:
+    """Text that markdown shows as it is."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
