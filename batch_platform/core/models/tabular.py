@@ -77,7 +77,7 @@ class TabularConfig:
 
     def write(self, folder: Path) -> None:
         """Write the config into a model folder."""
-        text = json.dumps(asdict(self), indent=1, sort_keys=True)
+        text = json.dumps(asdict(self), indent=1)
         (folder / CONFIG_FILE).write_text(text + "\n", "utf-8")
 
     @classmethod
