@@ -126,8 +126,8 @@ def score_partition(
     receipt = slice_.receipt(
         work.fingerprint, **_describe(work), stats=stats.to_dict(), quarantined=len(rejected)
     )
-    commit = slice_.lake.commit(slot, staged, work.schema, receipt, attempt)
     _record_stats(slice_, stats, work.fingerprint)
+    commit = slice_.lake.commit(slot, staged, work.schema, receipt, attempt)
     return _result(work, commit, checks, reused=False)
 
 

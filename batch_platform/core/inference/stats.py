@@ -56,7 +56,9 @@ class RunStats:
         totals: dict[str, Any] = {}
         for field in fields(cls):
             values = [getattr(part, field.name) for part in held]
-            totals[field.name] = max(values, default=0) if field.name == "peak_memory_bytes" else sum(values)
+            # From the default, so that nothing summed up keeps the field's type.
+            biggest = field.name == "peak_memory_bytes"
+            totals[field.name] = max(values, default=0) if biggest else sum(values, start=field.default)
         return cls(**totals)
 
     def to_dict(self) -> dict[str, int | float]:
