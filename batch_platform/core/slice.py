@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class Slice:
     def layout(self) -> Layout:
         return Layout.of(self.settings, self.spec.name)
 
-    @property
+    @cached_property
     def lake(self) -> Lake:
         return Lake(self.layout)
 

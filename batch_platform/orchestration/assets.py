@@ -18,7 +18,7 @@ from batch_platform.core.layout import Layout
 from batch_platform.core.outcomes import Outcome
 from batch_platform.core.slice import Run, Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.errors import BatchPlatformError, GateError, SupersededError
+from batch_platform.errors import BatchPlatformError, GateError, StorageError, SupersededError
 from batch_platform.orchestration import events
 from batch_platform.orchestration.metadata import stage_metadata
 from batch_platform.orchestration.partitions import partitions_definition
@@ -161,7 +161,7 @@ class _Range:
             self._inputs(key, stage),
         )
         yield events.complete(self._asset(stage), key)
-        outcomes.record(self._layout, key, {stage.name: Outcome.now("done", self._run.run_id)})
+        self._remember(key, {stage.name: Outcome.now("done", self._run.run_id)})
 
     def _report_failure(
         self, key: str, position: int, error: Exception, alone: bool = False
@@ -178,7 +178,15 @@ class _Range:
         for skipped in below:
             yield events.complete(self._asset(skipped), key, f"not run: {stage.name} failed: {cause}")
             ended[skipped.name] = Outcome.now("skipped", self._run.run_id, f"{stage.name} failed")
-        outcomes.record(self._layout, key, ended)
+        self._remember(key, ended)
+
+    def _remember(self, key: str, ended: dict[str, Outcome]) -> None:
+        """Record what became of stages; a disk too full for that neither hides it nor stops other dates."""
+        try:
+            outcomes.record(self._layout, key, ended)
+        except StorageError as error:
+            before = f"{self._failed[key]}; " if key in self._failed else ""
+            self._failed[key] = f"{before}the outcome cannot be recorded: {self._cause(error)}"
 
     def _cause(self, error: Exception) -> str:
         if isinstance(error, BatchPlatformError):

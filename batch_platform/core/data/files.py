@@ -7,9 +7,23 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from batch_platform.errors import StorageError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about writing a file (a full disk, say) into a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error}): free some space or mend the permissions, then run it again"
+        ) from error
 
 
 def fsync_folder(folder: Path) -> None:
@@ -35,6 +49,9 @@ def create_once(path: Path, content: bytes) -> bool:
 
     Returns:
         True where this call created it; False where another one was first (its content stands).
+
+    Raises:
+        StorageError: it cannot be written; nothing of it is left.
     """
     temporary = _write_beside(path, content)
     try:
@@ -48,22 +65,27 @@ def create_once(path: Path, content: bytes) -> bool:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file whole, in the place of whatever was there."""
+    """Write a file whole, in the place of whatever was there.
+
+    Raises:
+        StorageError: it cannot be written; what was there still is.
+    """
     _write_beside(path, content).replace(path)
     fsync_folder(path.parent)
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     return temporary
 
 

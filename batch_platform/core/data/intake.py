@@ -145,9 +145,9 @@ class PartitionReader:
             yield good, rejected
         if count:
             raise DuplicateKeysError(
-                f"{self._named()}: {count} rows repeat the key of an earlier row ({', '.join(examples)}"
-                f"{', …' if count > len(examples) else ''}). Remove them, or say which to keep with "
-                "source.on_duplicate: first, last or quarantine"
+                f"{self._named()}: {count} rows repeat the key of an earlier row in column "
+                f"{self._source.row_key} ({', '.join(examples)}{', …' if count > len(examples) else ''}). "
+                "Remove them, or say which to keep with source.on_duplicate: first, last or quarantine"
             )
 
     def _keep_last(self, judged: Iterator[Landed]) -> Iterator[Landed]:

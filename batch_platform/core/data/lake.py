@@ -9,6 +9,7 @@ It does not know what the rows mean.
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,10 +85,13 @@ class Commit:
 
 
 class Lake:
-    """The tables of one pipeline."""
+    """The tables of one pipeline. Opened tables are kept and brought up to date at each use."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self._handles: dict[str, DeltaTable] = {}
+        # Shards are read ahead in another thread.
+        self._lock = threading.Lock()
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -310,15 +314,20 @@ class Lake:
     # -- tables -------------------------------------------------------------------------------------------
 
     def _open(self, table: str) -> DeltaTable | None:
-        try:
-            return DeltaTable(self.layout.table(table))
-        except TableNotFoundError:
-            return None
-        except (DeltaError, OSError) as error:
-            raise StorageError(
-                f"pipeline {self.layout.pipeline}: the table {self.layout.table(table)} cannot be opened: "
-                f"{error}"
-            ) from error
+        with self._lock:
+            try:
+                if table in self._handles:
+                    self._handles[table].update_incremental()
+                else:
+                    self._handles[table] = DeltaTable(self.layout.table(table))
+                return self._handles[table]
+            except TableNotFoundError:
+                return None
+            except (DeltaError, OSError) as error:
+                raise StorageError(
+                    f"pipeline {self.layout.pipeline}: the table {self.layout.table(table)} cannot be opened: "
+                    f"{error}"
+                ) from error
 
     def _open_or_create(self, slot: Slot, schema: pa.Schema) -> DeltaTable:
         keys = list(slot.values)

@@ -36,7 +36,8 @@ class ShardLedger:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with files.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
 
     def finished(self, index: int) -> FinishedShard | None:
         """The shard's entry, after checking its bytes; a void entry is removed."""
@@ -71,7 +72,12 @@ class ShardLedger:
 
     def _write(self, index: int, rows: pa.Table) -> StagedFile:
         path = self._folder / f"shard-{index:06d}-{uuid.uuid4().hex[:12]}.parquet"
-        pq.write_table(rows, path, compression="zstd")
-        staged = finish_file(path, rows.num_rows)
-        files.fsync_folder(self._folder)
+        try:
+            with files.writing(path):
+                pq.write_table(rows, path, compression="zstd")
+                staged = finish_file(path, rows.num_rows)
+                files.fsync_folder(self._folder)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         return staged

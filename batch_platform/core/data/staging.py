@@ -5,6 +5,7 @@ Decides file and row-group sizes and what is remembered of each file. It does no
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_platform.core.data.files import fsync_folder, sha256_of
+from batch_platform.core.data.files import fsync_folder, sha256_of, writing
 
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 16 * 2**20
@@ -43,35 +44,60 @@ def stage(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path, st
         schema: the columns of the files.
         folder: created when absent; files of the same names are replaced.
         stem: start of the file names.
+
+    Raises:
+        StorageError: the disk is full, or refuses for another reason.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files: list[StagedFile] = []
-    writer: pq.ParquetWriter | None = None
-    path = folder
-    written = 0
-
-    def close() -> None:
-        nonlocal writer
-        if writer is not None:
-            writer.close()
-            files.append(finish_file(path, written))
-            writer = None
-
+    file: _OpenFile | None = None
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         for table in _row_groups(batches, schema):
-            if writer is None:
-                path, written = folder / f"{stem}-{len(files):05d}.parquet", 0
-                writer = pq.ParquetWriter(path, schema, compression="zstd")
-            writer.write_table(table)
-            written += table.num_rows
-            if path.stat().st_size >= FILE_BYTES:
-                close()
-        close()
-    finally:
-        if writer is not None:
-            writer.close()
+            if file is None:
+                file = _OpenFile(folder / f"{stem}-{len(files):05d}.parquet", schema)
+            file.write(table)
+            if file.is_large:
+                files.append(file.finish())
+                file = None
+        if file is not None:
+            files.append(file.finish())
+    except BaseException:
+        if file is not None:
+            file.drop()
+        raise
     fsync_folder(folder)
     return files
+
+
+class _OpenFile:
+    """A Parquet file that is being written."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._rows = 0
+        with writing(path):
+            self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    @property
+    def is_large(self) -> bool:
+        return self._path.stat().st_size >= FILE_BYTES
+
+    def write(self, table: pa.Table) -> None:
+        with writing(self._path):
+            self._writer.write_table(table)
+        self._rows += table.num_rows
+
+    def finish(self) -> StagedFile:
+        with writing(self._path):
+            self._writer.close()
+            return finish_file(self._path, self._rows)
+
+    def drop(self) -> None:
+        """Leave nothing: half a file on a full disk would only keep it full."""
+        with suppress(OSError):  # what was not written yet cannot be written now either
+            self._writer.close()
+        self._path.unlink(missing_ok=True)
 
 
 def finish_file(path: Path, rows: int) -> StagedFile:

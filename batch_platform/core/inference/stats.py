@@ -58,7 +58,7 @@ class RunStats:
             values = [getattr(part, field.name) for part in held]
             # From the default, so that nothing summed up keeps the field's type.
             biggest = field.name == "peak_memory_bytes"
-            totals[field.name] = max(values, default=0) if biggest else sum(values, start=field.default)
+            totals[field.name] = max(values, default=0) if biggest else sum(values, start=field.default)  # type: ignore[arg-type]
         return cls(**totals)
 
     def to_dict(self) -> dict[str, int | float]:

@@ -134,9 +134,15 @@ def read_csv(
 
 def _header(record: _Record | None, name: str, columns: Mapping[str, CellType]) -> list[str]:
     if record is None:
-        raise ContractError(f"{name} is empty, without even a header line that names its columns")
+        raise ContractError(
+            f"{name} is empty, without even a header line that names its columns: check whether the file is "
+            "complete, then run the partition again"
+        )
     if record.error_type:
-        raise ContractError(f"{name}: the header cannot be read: {record.reason}")
+        raise ContractError(
+            f"{name}: the header cannot be read: {record.reason}. Correct the file, or source.format in the "
+            "pipeline file"
+        )
     check_columns(name, columns, record.fields)
     return record.fields
 

@@ -31,12 +31,19 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise SourceError(
-            f"{name} is damaged or cut off ({error}): fetch it again, then run the partition again"
-        ) from error
+        raise _damaged(name, error) from error
     except OSError as error:
+        if error.errno is None and not error.strerror:  # Arrow's, about bytes that make no sense
+            raise _damaged(name, error) from error
         reason = error.strerror or str(error)
         raise SourceError(f"{name} cannot be read ({reason}): check the file and its permissions") from error
+
+
+def _damaged(name: str, error: Exception) -> SourceError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return SourceError(
+        f"{name} is damaged or cut off ({reason}): fetch it again, then run the partition again"
+    )
 
 
 def open_bytes(path: Path) -> BinaryIO:

@@ -1,0 +1,245 @@
+"""The drift decision on simulated days with fixed seeds: weekday and day-to-day effects, as real streams have."""
+
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batch_platform.core.monitoring.drift import DriftMonitor, Finding, Verdict
+from batch_platform.core.monitoring.profile import Profile, profile_table
+
+START = date(2026, 1, 5)
+REFERENCE_DAYS = 28
+ROWS = 500
+Change = Callable[[dict[str, pa.Array], np.random.Generator], None]
+
+
+def day_columns(seed: int, day: int, rows: int) -> dict[str, pa.Array]:
+    """Ten numbers with a null share of 1 % and two categories; each day has effects of its own."""
+    weekdays = np.random.default_rng(seed).normal(0, 0.15, (10, 7))
+    random = np.random.default_rng([seed, day])
+    means = weekdays[:, day % 7] + random.normal(0, 0.05, 10)
+    columns = {
+        f"n{place}": pa.array(random.normal(mean, 1, rows), mask=random.random(rows) < 0.01)
+        for place, mean in enumerate(means)
+    }
+    for name in ("c0", "c1"):
+        shares = np.linspace(1, 3, 8) * np.exp(random.normal(0, 0.05, 8))
+        columns[name] = pa.array([f"v{k}" for k in random.choice(8, rows, p=shares / shares.sum())])
+    return columns
+
+
+def days(
+    seed: int,
+    first: int,
+    count: int,
+    rows: Callable[[int], int] = lambda _: ROWS,
+    change: Change | None = None,
+) -> Iterator[tuple[date, Profile]]:
+    for day in range(first, first + count):
+        columns = day_columns(seed, day, rows(day))
+        if change is not None:
+            change(columns, np.random.default_rng([seed, day, 1]))
+        yield START + timedelta(days=day), profile_table(pa.table(columns))
+
+
+@cache
+def reference(seed: int, count: int) -> list[tuple[date, Profile]]:
+    return list(days(seed, 0, count))
+
+
+def fitted(seed: int = 0, count: int = REFERENCE_DAYS) -> DriftMonitor:
+    return DriftMonitor.fit(reference(seed, count))
+
+
+def judged(change: Change, seed: int = 0, count: int = 3) -> list[Verdict]:
+    monitor = fitted(seed)
+    return [monitor.judge(*day) for day in days(seed, REFERENCE_DAYS, count, change=change)]
+
+
+def found(verdicts: list[Verdict]) -> set[tuple[str, str, str]]:
+    return {(f.column, f.statistic, f.direction) for verdict in verdicts for f in verdict.findings}
+
+
+def shift(columns: dict[str, pa.Array], random: np.random.Generator) -> None:
+    columns["n3"] = pa.array(random.normal(0.5, 1, len(columns["n3"])))
+
+
+def lose_a_tenth(columns: dict[str, pa.Array], random: np.random.Generator) -> None:
+    column = columns["n3"]
+    columns["n3"] = pa.array(column.to_numpy(zero_copy_only=False), mask=random.random(len(column)) < 0.1)
+
+
+@pytest.mark.parametrize("thin", [False, True], ids=["even days", "thin days"])
+def test_quiet_streams_raise_few_alarms(thin: bool) -> None:
+    """Three quarters of each: at most one episode a quarter is promised; the bound leaves room for three seeds."""
+    size = (lambda day: ROWS // 20 if day % 9 == 4 else ROWS) if thin else (lambda _: ROWS)
+    alarms = 0
+    for seed in range(3):
+        monitor = DriftMonitor.fit(list(days(seed, 0, REFERENCE_DAYS, size)))
+        alarms += sum(monitor.judge(*day).alert for day in days(seed, REFERENCE_DAYS, 91, size))
+    assert alarms <= 3
+
+
+@pytest.mark.parametrize(
+    ("change", "finding"),
+    [(shift, ("n3", "mean rank", "up")), (lose_a_tenth, ("n3", "null rate", "up"))],
+    ids=["half a standard deviation", "nulls from 1 to 10 %"],
+)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_change_is_found_and_named_within_three_days(
+    change: Change, finding: tuple[str, str, str], seed: int
+) -> None:
+    assert finding in found(judged(change, seed))
+
+
+def test_a_new_category_is_found() -> None:
+    def arrive(columns: dict[str, pa.Array], random: np.random.Generator) -> None:
+        values = columns["c0"].to_pylist()
+        columns["c0"] = pa.array(["new" if random.random() < 0.1 else value for value in values])
+
+    assert ("c0", "share of other values", "up") in found(judged(arrive))
+
+
+SHORT = 20  # reference days: too few for weekdays, so that the same profile weighs the same on every day
+
+
+def pushed(shift: float, day: int = 0) -> Profile:
+    """A quiet day whose first column is moved by `shift`, (500 rows)."""
+    columns = day_columns(0, SHORT + day, ROWS)
+    columns["n3"] = pa.array(np.random.default_rng(day).normal(shift, 1, ROWS))
+    return profile_table(pa.table(columns))
+
+
+def alerts(*profiles: Profile) -> list[bool]:
+    """Whether `n3` alarms on consecutive days after the reference."""
+    monitor = fitted(count=SHORT)
+    verdicts = [monitor.judge(START + timedelta(days=SHORT + day), p) for day, p in enumerate(profiles)]
+    return ["n3" in {finding.column for finding in verdict.findings} for verdict in verdicts]
+
+
+@cache
+def weak_shift(sign: int) -> Profile:
+    """The smallest shift that alarms when the same day comes twice."""
+    shifts = [pushed(sign * shift) for shift in np.arange(0.2, 1.0, 0.03)]
+    return next(profile for profile in shifts if any(alerts(profile, profile)))
+
+
+def test_what_is_too_weak_for_one_day_is_an_alert_when_it_comes_twice_in_three() -> None:
+    weak, quiet = weak_shift(1), pushed(0.0)
+    assert alerts(weak, weak) == [False, True]
+    assert alerts(weak, quiet, weak) == [False, False, True]
+
+
+def test_after_two_quiet_days_a_weak_one_is_forgotten_and_opposite_ones_do_not_add_up() -> None:
+    weak, quiet = weak_shift(1), pushed(0.0)
+    assert not any(alerts(weak, quiet, quiet, weak))
+    assert not any(alerts(weak, weak_shift(-1)))
+
+
+def test_a_thin_day_does_not_alarm_by_its_few_rows() -> None:
+    monitor = fitted()
+    assert all(not monitor.judge(*day).alert for day in days(0, REFERENCE_DAYS, 5, lambda _: 3))
+
+
+def gone(columns: dict[str, pa.Array], _: np.random.Generator) -> None:
+    del columns["n3"]
+
+
+def new(columns: dict[str, pa.Array], _: np.random.Generator) -> None:
+    columns["added"] = columns["n3"]
+
+
+def other_kind(columns: dict[str, pa.Array], _: np.random.Generator) -> None:
+    columns["n3"] = columns["n3"].cast(pa.string())
+
+
+@pytest.mark.parametrize(("change", "column"), [(gone, "n3"), (new, "added"), (other_kind, "n3")])
+def test_a_column_that_came_went_or_changed_its_kind_is_a_finding(change: Change, column: str) -> None:
+    assert (column, "schema", "changed") in found(judged(change, count=1))
+
+
+def test_a_column_without_any_value_is_a_finding() -> None:
+    def empty(columns: dict[str, pa.Array], _: np.random.Generator) -> None:
+        columns["n3"] = pa.nulls(len(columns["n3"]), pa.float64())
+
+    assert ("n3", "null rate", "up") in found(judged(empty, count=1))
+
+
+def test_columns_that_never_vary_are_quiet_until_they_move() -> None:
+    def still(value: float) -> Profile:
+        return profile_table(pa.table({"x": np.full(200, value), "none": pa.nulls(200, pa.float64())}))
+
+    monitor = DriftMonitor.fit([(START + timedelta(days=day), still(1.0)) for day in range(10)])
+    assert monitor.judge(START + timedelta(days=10), still(1.0)).status == "ok"
+    moved = monitor.judge(START + timedelta(days=11), still(2.0))
+    assert {finding.column for finding in moved.findings} == {"x"}
+
+
+def test_a_day_without_rows_is_not_judged() -> None:
+    verdict = fitted().judge(START + timedelta(days=REFERENCE_DAYS), next(days(0, 0, 1, lambda _: 0))[1])
+    assert (verdict.status, verdict.alert, verdict.message) == ("no rows", False, "no rows to judge")
+
+
+def test_too_little_history_says_so_and_is_no_all_clear() -> None:
+    monitor = DriftMonitor.fit(list(days(0, 0, 2)) + list(days(0, 2, 5, lambda _: 0)))
+    verdict = monitor.judge(*next(days(0, 7, 1, change=shift)))
+    assert (verdict.status, verdict.alert) == ("not enough history", False)
+    assert "2 reference days, 3 are needed" in verdict.message
+
+
+def test_a_smaller_budget_is_stricter() -> None:
+    def largest(budget: float) -> float:
+        monitor = DriftMonitor.fit(list(days(0, 0, REFERENCE_DAYS)), budget)
+        return monitor.judge(*next(days(0, REFERENCE_DAYS, 1, change=shift))).scores["n3"]
+
+    assert largest(0.1) < largest(1.0) < largest(10.0)
+
+
+def test_many_columns_at_once_are_not_all_named() -> None:
+    def all_move(columns: dict[str, pa.Array], random: np.random.Generator) -> None:
+        for name in [name for name in columns if name.startswith("n")]:
+            columns[name] = pa.array(random.normal(3, 1, len(columns[name])))
+
+    verdict = judged(all_move, count=1)[0]
+    assert len({finding.column for finding in verdict.findings}) == 10
+    assert verdict.message.endswith("and 5 more columns")
+
+
+def test_findings_come_strongest_first() -> None:
+    def two(columns: dict[str, pa.Array], random: np.random.Generator) -> None:
+        rows = len(columns["n3"])
+        columns["n1"], columns["n3"] = random.normal(0.8, 1, rows), random.normal(3, 1, rows)
+
+    findings = judged(two, count=1)[0].findings
+    assert findings[0].column == "n3"
+    assert [f.p for f in findings] == sorted(f.p for f in findings)
+
+
+def embeddings(seed: int, rows: int, mean: float) -> Profile:
+    matrix = np.random.default_rng(seed).normal(size=(rows, 16)) + 1
+    matrix[:, 0] += mean
+    return profile_table(pa.table({"embedding": pa.array(list(matrix.astype("f4")), pa.list_(pa.float32()))}))
+
+
+def test_embeddings_that_turn_away_are_found_and_thin_days_are_not() -> None:
+    quiet = [(START + timedelta(days=day), embeddings(day, 200, 0)) for day in range(REFERENCE_DAYS)]
+    monitor = DriftMonitor.fit(quiet)
+    day = START + timedelta(days=REFERENCE_DAYS)
+    assert monitor.judge(day, embeddings(900, 200, 0)).status == "ok"
+    assert monitor.judge(day + timedelta(days=1), embeddings(901, 5, 0)).status == "ok"
+    turned = monitor.judge(day + timedelta(days=2), embeddings(902, 200, 3))
+    assert [(f.column, f.statistic) for f in turned.findings] == [("embedding", "mean vector")]
+
+
+def test_a_finding_says_how_far_and_how_sure() -> None:
+    finding = next(
+        f for v in judged(shift) for f in v.findings if (f.column, f.statistic) == ("n3", "mean rank")
+    )
+    assert isinstance(finding, Finding)
+    # A shift of half a standard deviation moves the mean rank by Phi(0.5/sqrt(2)) - 1/2 = 0.138.
+    assert finding.effect == pytest.approx(0.138, abs=0.05)
+    assert 0 < finding.p < 0.005

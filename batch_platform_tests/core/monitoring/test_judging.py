@@ -1,0 +1,141 @@
+"""Judging partitions: the reference is frozen once, and nothing judged later changes an earlier answer."""
+
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batch_platform.core.monitoring.drift import Verdict
+from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
+from batch_platform.core.monitoring.profile import Profile, profile_table
+from batch_platform.core.monitoring.reference import ReferenceStore
+from batch_platform.errors import MonitoringError
+
+DAYS = {day.isoformat(): day for day in (date(2026, 1, 5) + timedelta(days=place) for place in range(40))}
+KEYS = list(DAYS)
+WANTED = 8
+
+
+def profile(place: int, shift: float = 0.0, rows: int = 200) -> Profile:
+    random = np.random.default_rng(place)
+    return profile_table(pa.table({"x": random.normal(shift, 1, rows), "y": random.normal(size=rows)}))
+
+
+def judge(store: ReferenceStore, place: int, shift: float = 0.0, rows: int = 200) -> DriftJudgement:
+    profiles = {"features": profile(place, shift, rows), "predictions": profile(place + 500, 0.0, rows)}
+    return judge_partition(store, KEYS[place], DAYS, profiles, WANTED, 1.0)
+
+
+def verdict(store: ReferenceStore, place: int, shift: float = 0.0) -> Verdict:
+    return judge(store, place, shift).verdicts["features"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ReferenceStore:
+    return ReferenceStore(tmp_path)
+
+
+@pytest.fixture
+def started(store: ReferenceStore) -> ReferenceStore:
+    """A store with just enough partitions for the next one to be judged."""
+    for place in range(WANTED):
+        judge(store, place)
+    return store
+
+
+def test_before_there_is_a_reference_the_count_is_told(store: ReferenceStore) -> None:
+    for place in range(WANTED):
+        judgement = judge(store, place, shift=4.0 * place)
+        assert judgement.reference is None
+        assert {v.status for v in judgement.verdicts.values()} == {"not enough history"}
+        assert f"{place} of {WANTED} reference partitions" in judgement.verdicts["features"].message
+
+
+def test_the_earliest_partitions_become_the_reference(started: ReferenceStore) -> None:
+    judgement = judge(started, WANTED)
+    assert judgement.reference is not None
+    assert judgement.reference.keys == tuple(KEYS[:WANTED])
+    assert {v.status for v in judgement.verdicts.values()} == {"ok"}
+
+
+def test_the_judged_partition_is_never_in_its_own_reference(started: ReferenceStore) -> None:
+    for _ in range(2):
+        assert verdict(started, WANTED, shift=3.0).status == "alert"
+    reference = started.current()
+    assert reference is not None
+    assert KEYS[WANTED] not in reference.keys
+
+
+def test_partitions_without_rows_do_not_count_as_history(store: ReferenceStore) -> None:
+    for place in range(WANTED):
+        judge(store, place, rows=0 if place == 3 else 200)
+    assert f"{WANTED - 1} of {WANTED}" in verdict(store, WANTED).message
+    judgement = judge(store, WANTED + 1)
+    assert judgement.reference is not None
+    assert KEYS[3] not in judgement.reference.keys
+
+
+def test_judging_again_gives_the_same_whatever_came_after(started: ReferenceStore) -> None:
+    shifts = {WANTED: 0.0, WANTED + 1: 0.25, WANTED + 2: 0.25, WANTED + 3: 2.0, WANTED + 4: 0.0}
+    first = {place: verdict(started, place, shift) for place, shift in shifts.items()}
+    for place in range(WANTED + 5, WANTED + 12):
+        verdict(started, place, 5.0)
+    assert {place: verdict(started, place, shifts[place]) for place in reversed(shifts)} == first
+    assert {v.status for v in first.values()} == {"ok", "alert"}
+
+
+def test_a_process_that_judges_one_date_remembers_the_days_before(started: ReferenceStore) -> None:
+    """The two-of-three rule holds across processes: a fresh store over the same files gives the same verdict."""
+    verdicts = [verdict(started, place, 0.45) for place in range(WANTED, WANTED + 4)]
+    folder = started._folder
+    again = [verdict(ReferenceStore(folder), place, 0.45) for place in range(WANTED, WANTED + 4)]
+    assert again == verdicts
+
+
+def test_dates_of_the_reference_and_before_it_are_not_judged(started: ReferenceStore) -> None:
+    judge(started, WANTED)
+    late = verdict(started, 2, shift=9.0)
+    assert late.status == "not enough history"
+    assert "reference 1" in late.message
+
+
+def test_a_reference_date_that_is_redone_changes_no_verdict(started: ReferenceStore) -> None:
+    first = verdict(started, WANTED, 0.2)
+    judge(started, 2, shift=9.0)
+    assert verdict(started, WANTED, 0.2) == first
+
+
+def test_a_backfill_in_reverse_ends_with_the_same_reference_rules(store: ReferenceStore) -> None:
+    for place in reversed(range(WANTED + 1)):
+        assert judge(store, place).reference is None
+    judgement = judge(store, WANTED)
+    assert judgement.reference is not None
+    assert judgement.reference.keys == tuple(KEYS[:WANTED])
+
+
+def test_a_store_gives_back_what_it_was_given(store: ReferenceStore) -> None:
+    store.save_profiles("2026-01-05-03:00", {"features": profile(1)})
+    assert store.load_profile("features", "2026-01-05-03:00") == profile(1)
+    assert store.keys("features") == ["2026-01-05-03:00"]
+    with pytest.raises(MonitoringError, match="2026-01-06"):
+        store.load_profile("features", "2026-01-06")
+
+
+def test_references_are_numbered_and_keep_who_and_why(started: ReferenceStore) -> None:
+    judge(started, WANTED)
+    second = started.freeze(KEYS[3:6], ["features"], "ana", "the season changed")
+    assert (second.version, second.by, second.why) == (2, "ana", "the season changed")
+    assert started.current() == second
+
+
+def test_a_damaged_reference_is_an_error_and_no_verdict(started: ReferenceStore, tmp_path: Path) -> None:
+    judge(started, WANTED)
+    path = tmp_path / "references" / "000001" / "features" / f"{KEYS[2]}.profile"
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(MonitoringError):
+        judge(started, WANTED + 1)
+    path.unlink()
+    with pytest.raises(MonitoringError, match="lost a profile"):
+        judge(started, WANTED + 1)

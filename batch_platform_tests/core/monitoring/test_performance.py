@@ -1,0 +1,120 @@
+"""Realised performance against scikit-learn, and the days on which a number has no meaning."""
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from batch_platform.core.monitoring.performance import (
+    auc_interval,
+    classification,
+    regression,
+    wilson_interval,
+)
+
+LABELS = ["no", "yes"]
+
+
+def scored(seed: int, rows: int, ties: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of `yes`, (rows,), and whether it is true, (rows,)."""
+    random = np.random.default_rng(seed)
+    truth = random.random(rows) < 0.3
+    score = 1 / (1 + np.exp(-random.normal(np.where(truth, 0.8, -0.8), 1.2)))
+    return (np.round(score, 1) if ties else score), truth
+
+
+def both(score: np.ndarray) -> np.ndarray:
+    return np.column_stack([1 - score, score])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("rows", [50, 3000])
+def test_two_classes_against_sklearn(rows: int, ties: bool) -> None:
+    score, truth = scored(1, rows, ties)
+    probabilities = both(score)
+    found = classification(probabilities, [LABELS[int(t)] for t in truth], LABELS, "yes").metrics
+    said = probabilities.argmax(axis=1) == 1
+    expected = {
+        "accuracy": sk.accuracy_score(truth, said),
+        "auc": sk.roc_auc_score(truth, score),
+        "brier": sk.brier_score_loss(truth, score),
+        "precision": sk.precision_score(truth, said),
+        "recall": sk.recall_score(truth, said),
+        "f1": sk.f1_score(truth, said),
+        "positive_rate": truth.mean(),
+        "predicted_positive_rate": said.mean(),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    if not ties:
+        assert found["log_loss"] == pytest.approx(sk.log_loss(truth, score))
+
+
+def test_the_positive_class_may_be_the_first_label() -> None:
+    score, truth = scored(2, 400)
+    found = classification(both(score), [LABELS[int(t)] for t in truth], LABELS, "no").metrics
+    assert found["positive_rate"] == pytest.approx(1 - truth.mean())
+    assert found["auc"] == pytest.approx(sk.roc_auc_score(~truth, 1 - score))
+
+
+def test_more_than_two_classes() -> None:
+    random = np.random.default_rng(3)
+    probabilities = random.dirichlet([1, 1, 1], 300)
+    truth = random.integers(0, 3, 300)
+    found = classification(probabilities, [f"l{t}" for t in truth], ["l0", "l1", "l2"], None).metrics
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, probabilities.argmax(axis=1)))
+    assert found["log_loss"] == pytest.approx(sk.log_loss(truth, probabilities))
+    assert "auc" not in found
+
+
+def test_a_day_of_one_class_has_no_auc_and_says_so() -> None:
+    found = classification(both(np.array([0.2, 0.7])), ["no", "no"], LABELS, "yes")
+    assert found.metrics["auc"] is None
+    assert found.metrics["recall"] is None
+    assert found.metrics["accuracy"] == 0.5
+    assert found.notes == ("AUC needs labels of both classes",)
+
+
+def test_without_labelled_rows_nothing_is_measured() -> None:
+    for found in (classification(np.empty((0, 2)), [], LABELS, "yes"), regression(np.empty(0), np.empty(0))):
+        assert (found.rows, dict(found.metrics), found.notes) == (0, {}, ("no labelled rows",))
+
+
+def test_a_probability_of_zero_for_the_truth_is_a_finite_loss() -> None:
+    found = classification(both(np.array([0.0, 1.0])), ["yes", "yes"], LABELS, "yes").metrics
+    assert 5 < found["log_loss"] < 10  # type: ignore[operator]
+
+
+def test_wilson_against_published_numbers() -> None:
+    """Newcombe, Statist. Med. 17, 1998, table I, method 3."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson_interval(20, 20)[1] == 1.0
+
+
+def test_the_interval_of_auc_covers_as_often_as_it_says() -> None:
+    true_auc = sk.roc_auc_score(*reversed(scored(99, 200_000)))
+    covered = 0
+    for seed in range(200):
+        score, truth = scored(seed, 200)
+        found = auc_interval(score, truth)
+        assert found is not None
+        covered += found[1] <= true_auc <= found[2]
+    assert 0.90 <= covered / 200 <= 0.985
+
+
+def test_regression_against_sklearn() -> None:
+    random = np.random.default_rng(4)
+    truth = random.normal(10, 3, 200)
+    predicted = truth + random.normal(0.5, 1, 200)
+    expected = {
+        "mae": sk.mean_absolute_error(truth, predicted),
+        "rmse": sk.root_mean_squared_error(truth, predicted),
+        "bias": (predicted - truth).mean(),
+        "r2": sk.r2_score(truth, predicted),
+    }
+    assert regression(predicted, truth).metrics == pytest.approx(expected)
+
+
+def test_r2_of_labels_that_do_not_differ_has_no_meaning() -> None:
+    found = regression(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
+    assert found.metrics["r2"] is None
+    assert found.notes == ("R2 needs labels that differ",)
