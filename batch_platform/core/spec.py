@@ -9,7 +9,7 @@ import re
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
-from croniter import croniter
+from croniter import CroniterBadDateError, croniter
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -312,8 +312,10 @@ class AutomationSpec(_Section):
         if self.cron is not None:
             if len(self.cron.split()) != 5 or not croniter.is_valid(self.cron):
                 raise ValueError(f"cron {self.cron!r} is not valid: five fields, e.g. 0 3 * * *")
-            if croniter(self.cron).get_next() is None:
-                raise ValueError(f"cron {self.cron!r} never happens")
+            try:
+                croniter(self.cron).get_next()
+            except CroniterBadDateError:
+                raise ValueError(f"cron {self.cron!r} never happens: there is no such day") from None
         return self
 
 

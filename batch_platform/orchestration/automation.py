@@ -38,7 +38,6 @@ def pipeline_job(spec: PipelineSpec) -> "UnresolvedAssetJobDefinition":
     return dg.define_asset_job(
         spec.name,
         selection=[asset_key(spec, stage.name) for stage in stages_of(spec)],
-        partitions_def=partitions_definition(spec.partitions),
         tags={PIPELINE_TAG: spec.name},
         description=f"All stages of {spec.name} for a partition or a range of them.",
     )
@@ -63,7 +62,9 @@ def pipeline_schedule(spec: PipelineSpec, job: "UnresolvedAssetJobDefinition") -
             spec.partitions.calendar(), context.scheduled_execution_time, spec.automation.catch_up
         )
         stages = [stage.name for stage in stages_of(spec)]
-        unfinished = [partition for partition in window if not outcomes.finished(layout, partition.key, stages)]
+        unfinished = [
+            partition for partition in window if not outcomes.finished(layout, partition.key, stages)
+        ]
         busy = _partitions_in_progress(context.instance, spec)
         wanted = [partition for partition in unfinished if partition.key not in busy]
         if not wanted:
@@ -73,7 +74,8 @@ def pipeline_schedule(spec: PipelineSpec, job: "UnresolvedAssetJobDefinition") -
             )
         for first, last in contiguous(wanted):
             yield dg.RunRequest(
-                run_key=None,
+                # A tick that the daemon repeats after a crash asks for nothing twice.
+                run_key=f"{context.scheduled_execution_time.isoformat()} {first.key}",
                 tags={
                     PIPELINE_TAG: spec.name,
                     ASSET_PARTITION_RANGE_START_TAG: first.key,

@@ -9,6 +9,7 @@ It does not know what the rows mean.
 
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ _CONFIGURATION = {
 }
 _COMMIT_TRIES = 40
 _LONGEST_PAUSE_SECONDS = 1.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True)
@@ -367,9 +369,11 @@ class Lake:
         return f"pipeline {self.layout.pipeline}, partition {slot.partition_key}, table {slot.table}"
 
     def _failed(self, slot: Slot, error: Exception) -> StorageError:
+        # delta-rs writes a coloured tree of causes.
+        cause = " ".join(_COLOUR.sub("", str(error)).split())
         return StorageError(
-            f"{self._about(slot)}: writing under {self.layout.root} failed: {error}; nothing was committed, "
-            "run the partition again"
+            f"{self._about(slot)}: writing under {self.layout.root} failed: {cause}; nothing was committed. "
+            "Free some space or mend the permissions, then run the partition again"
         )
 
 

@@ -114,11 +114,14 @@ def pushed(shift: float, day: int = 0) -> Profile:
     return profile_table(pa.table(columns))
 
 
-def alerts(*profiles: Profile) -> list[bool]:
-    """Whether `n3` alarms on consecutive days after the reference."""
+def alerts(*profiles: Profile) -> list[set[str]]:
+    """In which directions the mean rank of `n3` alarms, on consecutive days after the reference."""
     monitor = fitted(count=SHORT)
     verdicts = [monitor.judge(START + timedelta(days=SHORT + day), p) for day, p in enumerate(profiles)]
-    return ["n3" in {finding.column for finding in verdict.findings} for verdict in verdicts]
+    return [
+        {f.direction for f in verdict.findings if (f.column, f.statistic) == ("n3", "mean rank")}
+        for verdict in verdicts
+    ]
 
 
 @cache
@@ -130,8 +133,9 @@ def weak_shift(sign: int) -> Profile:
 
 def test_what_is_too_weak_for_one_day_is_an_alert_when_it_comes_twice_in_three() -> None:
     weak, quiet = weak_shift(1), pushed(0.0)
-    assert alerts(weak, weak) == [False, True]
-    assert alerts(weak, quiet, weak) == [False, False, True]
+    assert alerts(weak, weak) == [set(), {"up"}]
+    assert alerts(weak, quiet, weak) == [set(), set(), {"up"}]
+    assert alerts(weak_shift(-1), weak_shift(-1)) == [set(), {"down"}]
 
 
 def test_after_two_quiet_days_a_weak_one_is_forgotten_and_opposite_ones_do_not_add_up() -> None:
