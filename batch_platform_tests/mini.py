@@ -10,7 +10,7 @@ import polars as pl
 
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.registry import RegisteredVersion, Registry
-from batch_platform.core.spec import PipelineSpec, parse_spec
+from batch_platform.core.spec import parse_spec
 from batch_platform.orchestration.assets import pipeline_assets
 from batch_platform.orchestration.model_assets import model_asset
 from batch_platform.orchestration.stages import asset_key, stages_of

@@ -45,9 +45,16 @@ def main() -> int:
             parts = (predictions.get(key, 0), quarantine.get(key, 0))
             if source.get(key, 0) != sum(parts):
                 wrong += 1
-                print(f"{pipeline} {key}: {source.get(key, 0)} source rows, {parts[0]} predictions, {parts[1]} quarantined")
+                print(
+                    f"{pipeline} {key}: {source.get(key, 0)} source rows, {parts[0]} predictions, {parts[1]} quarantined"
+                )
         totals = [sum(counts.get(key, 0) for key in scored) for counts in (source, predictions, quarantine)]
-        doubled = pl.read_delta(str(LAKE / pipeline / "predictions")).select("partition_key", "row_key").is_duplicated().sum()
+        doubled = (
+            pl.read_delta(str(LAKE / pipeline / "predictions"))
+            .select("partition_key", "row_key")
+            .is_duplicated()
+            .sum()
+        )
         wrong += doubled
         print(
             f"{pipeline}: {len(scored)} dates, {totals[0]} source rows = {totals[1]} predictions + {totals[2]} in "

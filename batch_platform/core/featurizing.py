@@ -66,7 +66,7 @@ def featurize_partition(slice_: Slice) -> StageResult:
     staged = stage(_features(slice_, recipe, schema, rejected), schema, folder, "features")
     checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
     publishable(slice_, "features", checks, rejected)
-    commit_quarantine(slice_, "features", rejected, identity)
+    commit_quarantine(slice_, "features", rejected, identity, attempt)
     receipt = slice_.receipt(
         identity,
         recipe=recipe.name,

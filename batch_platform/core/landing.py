@@ -44,7 +44,7 @@ def land_partition(slice_: Slice) -> StageResult:
     standing = lake.head(slot)
     reused = standing is not None and standing.fingerprint == identity
     if not reused:
-        commit_quarantine(slice_, "raw", rejected, identity)
+        commit_quarantine(slice_, "raw", rejected, identity, attempt)
         receipt = slice_.receipt(identity, source=spec.source.uri, counts=counts.describe())
         lake.commit(slot, staged, schema, receipt, attempt)
     return StageResult(

@@ -17,7 +17,7 @@ from batch_platform.core.data.lake import Slot
 from batch_platform.core.data.staging import StagedFile, stage
 from batch_platform.core.gate import CheckResult, enforce
 from batch_platform.core.slice import Slice
-from batch_platform.errors import GateError
+from batch_platform.errors import GateError, SupersededError
 
 Stage = Literal["raw", "features", "predictions"]
 _PAYLOAD_CHARACTERS = 2_000
@@ -39,20 +39,30 @@ SCHEMA = pa.schema(
 
 
 def commit_quarantine(
-    slice_: Slice, stage_name: Stage, rejected: Sequence[Rejected], fingerprint: str
+    slice_: Slice, stage_name: Stage, rejected: Sequence[Rejected], fingerprint: str, attempt: int
 ) -> None:
     """Make these rows the quarantine of one stage of the slice; none clears it.
 
     Args:
         fingerprint: of the work that rejected them, so that a repeated run changes nothing.
+        attempt: the stage's own, so that rows and quarantine of two attempts are never mixed.
+
+    Raises:
+        SupersededError: a newer attempt of the stage has committed.
+        StorageError: the lake cannot be written.
     """
     lake, slot = slice_.lake, Slot("quarantine", slice_.key, stage_name)
+    stage_head = lake.head(Slot(stage_name, slice_.key))
+    if stage_head is not None and stage_head.attempt > attempt and stage_head.fingerprint != fingerprint:
+        raise SupersededError(
+            f"{slice_.about}: attempt {attempt} of {stage_name} is superseded by attempt {stage_head.attempt}; "
+            "there is nothing left to do"
+        )
     standing = lake.head(slot)
     if standing is None and not rejected:
         return
     if standing is not None and standing.fingerprint == fingerprint:
         return
-    attempt = lake.begin(slot)
     staged = _stage_rows(slice_, stage_name, rejected, attempt, f"quarantine-{attempt}")
     lake.commit(slot, staged, SCHEMA, slice_.receipt(fingerprint), attempt)
 

@@ -122,7 +122,7 @@ def score_partition(
     publishable(slice_, "predictions", checks, rejected)
 
     stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
-    commit_quarantine(slice_, "predictions", rejected, work.fingerprint)
+    commit_quarantine(slice_, "predictions", rejected, work.fingerprint, attempt)
     receipt = slice_.receipt(
         work.fingerprint, **_describe(work), stats=stats.to_dict(), quarantined=len(rejected)
     )

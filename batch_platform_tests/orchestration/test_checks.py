@@ -112,7 +112,9 @@ def recipe_fails_on_rows(_mini: Mini, patch: pytest.MonkeyPatch) -> None:
 
 def lost_prediction(_mini: Mini, patch: pytest.MonkeyPatch) -> None:
     real = ShardLedger.record
-    patch.setattr(ShardLedger, "record", lambda self, index, table, notes: real(self, index, table.slice(1), notes))
+    patch.setattr(
+        ShardLedger, "record", lambda self, index, table, notes: real(self, index, table.slice(1), notes)
+    )
 
 
 def change_outputs(patch: pytest.MonkeyPatch, name: str, value: Any) -> None:
@@ -122,7 +124,9 @@ def change_outputs(patch: pytest.MonkeyPatch, name: str, value: Any) -> None:
     def wrong(*arguments: Any) -> pa.Table:
         table = real(*arguments)
         place = table.schema.names.index(name)
-        return table.set_column(place, table.schema.field(place), pa.array([value] * table.num_rows, table[name].type))
+        return table.set_column(
+            place, table.schema.field(place), pa.array([value] * table.num_rows, table[name].type)
+        )
 
     patch.setattr(scoring, "_decorate", wrong)
 

@@ -204,7 +204,7 @@ def test_scaffold_list_and_check(tmp_path: Path) -> None:
     ):
         assert line in text
 
-    listed = json.loads(project.command("dg", "list", "components", "--json").stdout)
+    listed = json.loads(project.command("dg", "list", "components", "--json").stdout)["items"]
     (ours,) = [entry for entry in listed if entry["key"] == "batch_platform.BatchInferencePipeline"]
     assert "raw inputs -> features -> predictions" in ours["summary"]
 

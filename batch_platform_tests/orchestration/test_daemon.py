@@ -42,7 +42,11 @@ def backfill(url: str, days: list[str]) -> str:
 
 def ended(instance: dg.DagsterInstance, backfill_id: str) -> Any:
     found = instance.get_backfill(backfill_id)
-    return found if found is not None and found.status.value not in ("REQUESTED", "CANCELING", "FAILING") else None
+    return (
+        found
+        if found is not None and found.status.value not in ("REQUESTED", "CANCELING", "FAILING")
+        else None
+    )
 
 
 def runs_of(instance: dg.DagsterInstance, backfill_id: str) -> list[dg.DagsterRun]:
@@ -99,7 +103,9 @@ def test_ticks_of_the_schedule(project: Project) -> None:
     with project.daemon():
         start_schedule(project)
         wait_for(
-            lambda: all(outcomes.finished(mini.layout, day, STAGES) for day in days), "the dates of the tick", 240
+            lambda: all(outcomes.finished(mini.layout, day, STAGES) for day in days),
+            "the dates of the tick",
+            240,
         )
         ranges = sorted(
             (

@@ -44,7 +44,9 @@ def test_one_bad_date_of_five_fails_alone_and_is_redone_alone(
     result = mini.run(DAYS[0], DAYS[-1], fail=True)
     message = failure_message(result)
     assert "1 of 5 partitions failed" in message
-    assert any(line.startswith(f"{BAD}: raw: ") and "age is required" in line for line in message.splitlines())
+    assert any(
+        line.startswith(f"{BAD}: raw: ") and "age is required" in line for line in message.splitlines()
+    )
     good = set(DAYS) - {BAD}
     for stage in stages_of(mini.spec):
         assert materialized(mini, stage.name) == good

@@ -1,0 +1,325 @@
+"""Scoring a partition: resumed after a kill, never mixed with other work, streamed, and superseded in peace.
+
+The stages are called without Dagster.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from batch_platform.core import featurizing, landing, scoring
+from batch_platform.core.data.lake import Slot
+from batch_platform.core.inference.engine import Engine
+from batch_platform.core.models.registry import RegisteredVersion
+from batch_platform.core.slice import Run, Slice, StageResult
+from batch_platform.errors import GateError, SignatureError, SupersededError, UpstreamMissingError
+from batch_platform.settings import Settings
+from batch_platform_tests.mini import DAYS, Mini
+
+DAY = DAYS[0]
+ROWS = 20  # three shards of 8, 8 and 4 rows
+OUTPUTS = ["row_key", "label", "score", "scores", "input_hash", "model_digest"]
+
+
+class Bench:
+    """One partition with features, ready to be scored."""
+
+    def __init__(self, mini: Mini) -> None:
+        self.mini = mini
+        self.model = mini.register()
+        self.scored: list[int] = []
+        self.said: list[str] = []
+        mini.write(DAY, ROWS)
+        self.prepare()
+
+    def prepare(self) -> None:
+        landing.land_partition(self.slice())
+        featurizing.featurize_partition(self.slice())
+
+    def slice(self, run: str = "first", settings: Settings | None = None) -> Slice:
+        partition = self.mini.spec.partitions.calendar().partition(DAY)
+        return Slice(self.mini.spec, partition, settings or self.mini.settings, self.mini.folder, Run(run))
+
+    def engine(self, model: RegisteredVersion | None = None) -> Engine:
+        """A loaded engine that remembers the rows of each shard that it scores."""
+        engine = scoring.load_engine(model or self.model, self.mini.spec)
+        stream = engine.score_stream
+
+        def counting(shards: Iterator[pa.Table]) -> Iterator[Any]:
+            for result in stream(shards):
+                self.scored.append(result.outputs.num_rows)
+                yield result
+
+        engine.score_stream = counting  # type: ignore[method-assign]
+        return engine
+
+    def score(
+        self,
+        run: str = "first",
+        model: RegisteredVersion | None = None,
+        progress: Callable[[str], None] | None = None,
+    ) -> StageResult:
+        self.scored.clear()
+        return scoring.score_partition(
+            self.slice(run), model or self.model, self.engine(model), progress or self.said.append
+        )
+
+    def killed_after(self, shards: int, run: str = "first") -> None:
+        """Score, and be interrupted when so many shards are in the ledger."""
+        done = 0
+
+        def interrupt(_line: str) -> None:
+            nonlocal done
+            done += 1
+            if done == shards:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            self.score(run, progress=interrupt)
+
+    def predictions(self) -> pl.DataFrame:
+        frame = self.mini.table("predictions")
+        return frame if frame.is_empty() else frame.sort("row_key")
+
+
+@pytest.fixture
+def bench(mini: Mini) -> Bench:
+    return Bench(mini)
+
+
+def test_killed_and_run_again_goes_on_from_the_last_shard(bench: Bench, tmp_path: Path) -> None:
+    bench.killed_after(2)
+    assert bench.predictions().is_empty()
+    result = bench.score("second")
+    assert bench.scored == [4]
+    assert (result.rows, result.reused) == (ROWS, False)
+    table = bench.predictions()
+    runs = {row["row_key"]: row["run_id"] for row in table.to_dicts()}
+    features = bench.mini.table("features")["row_key"].to_list()
+    assert [runs[key] for key in features] == ["first"] * 16 + ["second"] * 4
+    stamps = table.group_by("run_id").agg(pl.col("scored_at").max()).sort("run_id")["scored_at"]
+    assert stamps[0] < stamps[1]
+    assert result.metadata["stats rows"] == ROWS  # of all shards, whoever scored them
+
+    # The same work again is adopted.
+    assert bench.score("third").reused
+    assert bench.scored == []
+    assert bench.predictions().equals(table)
+
+    # An undisturbed run elsewhere gives the same values.
+    elsewhere = replace(bench.mini.settings, root=tmp_path / "elsewhere")
+    slice_ = bench.slice("only", elsewhere)
+    landing.land_partition(slice_)
+    featurizing.featurize_partition(slice_)
+    scoring.score_partition(slice_, bench.model, bench.engine(), bench.said.append)
+    undisturbed = pl.read_delta(str(slice_.layout.table("predictions"))).sort("row_key")
+    assert undisturbed.select(OUTPUTS).equals(table.select(OUTPUTS))
+
+
+def test_killed_before_the_commit_nothing_is_scored_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            scoring, "commit_quarantine", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            bench.score()
+    assert bench.predictions().is_empty()
+    bench.score("second")
+    assert bench.scored == []
+    assert set(bench.predictions()["run_id"]) == {"first"}
+
+
+def test_an_altered_shard_is_scored_again(bench: Bench) -> None:
+    bench.killed_after(2)
+    (shard,) = bench.mini.layout.staging(DAY).rglob("shard-000000-*.parquet")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    bench.score("second")
+    assert bench.scored == [8, 4]
+    assert bench.predictions().height == ROWS
+
+
+def other_model(bench: Bench) -> None:
+    bench.model = bench.mini.register(seed=1)
+
+
+def other_decision(bench: Bench) -> None:
+    bench.mini.change(decision={"positive_class": "churned", "threshold": 0.5})
+
+
+def other_threshold(bench: Bench) -> None:
+    bench.mini.change(decision={"positive_class": "churned", "threshold": 0.9})
+
+
+def other_features(bench: Bench) -> None:
+    path = bench.mini.folder / "data" / f"{DAY}.csv"
+    path.write_text(path.read_text().replace(",21,", ",22,", 1))
+    bench.prepare()
+
+
+def other_shards(bench: Bench) -> None:
+    bench.mini.change(inference={"shard_rows": 10})
+
+
+@pytest.mark.parametrize(
+    "change", [other_model, other_decision, other_threshold, other_features, other_shards]
+)
+def test_other_work_never_resumes_over_old_shards(bench: Bench, change: Callable[[Bench], None]) -> None:
+    if change is other_threshold:
+        other_decision(bench)
+    bench.killed_after(2)
+    change(bench)
+    bench.score("second")
+    assert bench.scored == ([10, 10] if change is other_shards else [8, 8, 4])
+    table = bench.predictions()
+    assert set(table["run_id"]) == {"second"}
+    assert set(table["model_version"]) == {bench.model.version}
+    if bench.mini.spec.decision is not None:
+        threshold = bench.mini.spec.decision.threshold
+        expected = ["churned" if score >= threshold else "stays" for score in table["score"]]
+        assert table["decision"].to_list() == expected
+
+
+def test_a_superseded_attempt_leaves_the_newer_result_alone(bench: Bench) -> None:
+    newer = bench.mini.register(seed=1)
+    engine = bench.engine(newer)
+
+    def overtaken(_line: str) -> None:
+        head = bench.slice().lake.head(Slot("predictions", DAY))
+        if head is None:  # at the first shard, another run does other work from beginning to end
+            scoring.score_partition(bench.slice("second"), newer, engine, bench.said.append)
+
+    with pytest.raises(SupersededError, match="nothing left to do"):
+        bench.score("first", progress=overtaken)
+    table = bench.predictions()
+    assert table.height == table["row_key"].n_unique() == ROWS
+    assert set(table["run_id"]) == {"second"}
+    assert set(table["model_version"]) == {newer.version}
+    assert bench.mini.table("quarantine").is_empty()
+
+
+def test_a_superseded_attempt_does_not_change_the_quarantine(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The older attempt could not score a row that the newer one could: the row is not in both tables."""
+    newer = bench.mini.register(seed=1)
+    good_engine, spoiled_engine = bench.engine(newer), bench.engine()
+    finish = spoiled_engine.predictor.finish
+
+    def one_bad(raw: Any) -> pa.RecordBatch:
+        raw[0] = float("nan")
+        return finish(raw)
+
+    monkeypatch.setattr(spoiled_engine.predictor, "finish", one_bad)
+    monkeypatch.setattr(bench, "engine", lambda model: spoiled_engine)
+    bench.mini.change(inference={"max_error_share": 0.5})
+    once: list[str] = []
+
+    def overtaken(line: str) -> None:
+        if not once:
+            once.append(line)
+            scoring.score_partition(bench.slice("second"), newer, good_engine, bench.said.append)
+
+    with pytest.raises(SupersededError):
+        bench.score("first", progress=overtaken)
+    assert bench.predictions().height == ROWS
+    assert bench.mini.table("quarantine").is_empty()
+
+
+def test_twins_of_the_same_work_commit_once(bench: Bench) -> None:
+    engine = bench.engine()
+
+    def twin(_line: str) -> None:
+        if bench.slice().lake.head(Slot("predictions", DAY)) is None:
+            scoring.score_partition(bench.slice("second"), bench.model, engine, bench.said.append)
+
+    result = bench.score("first", progress=twin)
+    table = bench.predictions()
+    assert result.rows == table.height == table["row_key"].n_unique() == ROWS
+    # What the first had finished, the second adopted; what the second finished, the first did.
+    assert set(table["run_id"]) == {"first", "second"}
+    assert result.data_version == bench.score("third").data_version
+
+
+def test_a_superseded_run_ends_well_and_says_so(mini: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(mini)
+    newer = mini.register(seed=1)
+    engine = bench.engine(newer)
+    real = scoring.score_partition
+    overtaking: list[bool] = []
+
+    def overtaken(slice_: Slice, model: RegisteredVersion, loaded: Engine, progress: Any) -> StageResult:
+        def line(text: str) -> None:
+            progress(text)
+            if not overtaking:
+                overtaking.append(True)
+                real(bench.slice("second"), newer, engine, progress)
+
+        return real(slice_, bench.model, loaded, line)
+
+    monkeypatch.setattr(scoring, "score_partition", overtaken)
+    mini.run(DAY, stages=["raw", "features", "predictions"])
+    assert overtaking
+    assert set(bench.predictions()["run_id"]) == {"second"}
+
+
+def test_features_are_streamed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never more than the shard in hand and the one prepared ahead have been read when a shard is finished."""
+    bench.mini.write(DAY, 80)
+    bench.prepare()
+    read = 0
+    real = scoring._cut
+
+    def counted(slice_: Slice) -> Iterator[pa.Table]:
+        nonlocal read
+        for shard in real(slice_):
+            read += 1
+            yield shard
+
+    monkeypatch.setattr(scoring, "_cut", counted)
+    ahead: list[int] = []
+    finished = 0
+
+    def look(_line: str) -> None:
+        nonlocal finished
+        finished += 1
+        ahead.append(read - finished)
+
+    bench.score(progress=look)
+    assert finished == read == 10
+    assert max(ahead) <= 2
+
+
+def test_what_is_missing_or_does_not_fit_is_named(bench: Bench) -> None:
+    bench.mini.change(name="empty")
+    with pytest.raises(UpstreamMissingError, match=r"pipeline empty.*materialize empty/features for it first"):
+        bench.score()
+    bench.mini.change(decision={"positive_class": "gone"})
+    with pytest.raises(
+        SignatureError, match=r"model churn version 1: decision\.positive_class 'gone' is none of"
+    ):
+        bench.score()
+
+
+def test_too_many_failures_commit_nothing_and_say_where_the_rows_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = bench.engine()
+    monkeypatch.setattr(engine.predictor, "forward", lambda *batch: 1 / 0)
+    with pytest.raises(GateError) as caught:
+        scoring.score_partition(bench.slice(), bench.model, engine, bench.said.append)
+    message = str(caught.value)
+    assert "20 of 20 rows quarantined (100.00%, allowed 10.00%): 20 ZeroDivisionError" in message
+    assert f"data/{DAY}.csv row 0: division by zero" in message
+    rows = pl.read_parquet(message.rsplit("the rows are in ", 1)[1])
+    assert rows.height == ROWS
+    assert bench.predictions().is_empty()
+    assert bench.mini.table("quarantine").is_empty()
