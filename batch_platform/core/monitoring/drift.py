@@ -18,6 +18,7 @@ from typing import Literal, Self
 import numpy as np
 
 from batch_platform.core.monitoring.profile import BUCKETS, ColumnProfile, Profile
+from batch_platform.errors import MonitoringError
 
 # With fewer days the spread between days cannot be estimated at all.
 MINIMUM_REFERENCE_DAYS = 3
@@ -127,6 +128,9 @@ class DriftMonitor:
         Args:
             reference: day and profile of each reference partition; days without rows are left out.
             false_alarms_per_quarter: budget of false alarms; a smaller one divides every z by more.
+
+        Raises:
+            MonitoringError: the budget is not above 0.
         """
         days = [(day, profile) for day, profile in reference if profile.rows]
         pooled = Profile()
@@ -178,7 +182,7 @@ class DriftMonitor:
     def _schema_changes(self, profile: Profile) -> Iterator[Finding]:
         known, seen = self._pooled.columns, profile.columns
         for column in known.keys() | seen.keys():
-            if column not in seen or column not in known or known[column].kind != seen[column].kind:
+            if column not in seen or column not in known or not _same_form(known[column], seen[column]):
                 yield Finding(column, "schema", "changed", 1.0, np.inf, 0.0)
 
 
@@ -190,8 +194,10 @@ def _statistics(pooled: Profile, profile: Profile) -> Iterator[tuple[tuple[str, 
         reference = pooled.columns.get(name)
         if reference is None or reference.kind != column.kind or not column.rows:
             continue
-        yield (name, "null rate"), _share(column.nulls, column.rows)
-        if column.rows == column.nulls:
+        # NaN and infinity carry no value either; they are in no bin, so nothing else would see them.
+        missing = column.nulls + column.bad
+        yield (name, "null rate"), _share(missing, column.rows)
+        if column.rows == missing:
             continue
         if column.kind == "number" or (column.kind == "string" and _is_text(reference)):
             suffix = "" if column.kind == "number" else " of lengths"
@@ -202,6 +208,13 @@ def _statistics(pooled: Profile, profile: Profile) -> Iterator[tuple[tuple[str, 
                 yield (name, statistic), value
         elif column.kind == "vector" and len(column.sums) == len(reference.sums) and column.sums:
             yield (name, "mean vector"), _distance(reference, column)
+
+
+def _same_form(known: ColumnProfile, seen: ColumnProfile) -> bool:
+    """Whether two columns hold the same kind of values; of vectors also the same length."""
+    if known.kind != seen.kind or (seen.mixed and not known.mixed):
+        return False
+    return known.mixed or not known.sums or not seen.sums or len(known.sums) == len(seen.sums)
 
 
 def _is_text(column: ColumnProfile) -> bool:
@@ -285,6 +298,10 @@ def _kappa(false_alarms_per_quarter: float) -> float:
     On a normal tail the rate of exceedances falls by e for each 1/z in z; around z = 4.5 a factor of ten in the
     budget is worth about 0.1 in kappa.
     """
+    if not false_alarms_per_quarter > 0:
+        raise MonitoringError(
+            f"drift.false_alarms_per_quarter is {false_alarms_per_quarter}: it must be above 0; 1 is usual"
+        )
     return float(np.clip(1.25 - 0.1 * np.log10(false_alarms_per_quarter), 1.0, 2.0))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -105,6 +106,7 @@ def _evidently(current: pa.Table, reference: pa.Table, request: RenderRequest) -
         per_column_method={
             html.escape(name): _verdict_test(place, name, request) for place, name in enumerate(columns)
         },
+        drift_share=_alarming_share(columns, request.detected),
         include_tests=False,
     )
     now, then = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
@@ -132,6 +134,13 @@ def _verdict_test(place: int, column: str, request: RenderRequest) -> Any:
     return test
 
 
+def _alarming_share(columns: list[str], detected: frozenset[str]) -> float:
+    """The share of drawn columns from which Evidently's headline says "detected", so that it says what we decided."""
+    if detected and detected.isdisjoint(columns):
+        return 0.0  # only columns that cannot be drawn moved, e.g. one that is gone
+    return 1 / len(columns)
+
+
 def _columns(current: pa.Table, reference: pa.Table) -> tuple[list[str], list[str]]:
     """Names of the columns that can be drawn: numbers with a value in both samples, and categories."""
     numbers, categories = [], []
@@ -141,7 +150,7 @@ def _columns(current: pa.Table, reference: pa.Table) -> tuple[list[str], list[st
         kind = current[name].type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):
             # Evidently cannot draw a column without values; the summary says how many are missing.
-            if all(table[name].null_count < table.num_rows for table in (current, reference)):
+            if all(np.isfinite(_numbers(table[name])).any() for table in (current, reference)):
                 numbers.append(name)
         elif pa.types.is_boolean(kind) or (pa.types.is_string(kind) and not _is_text(reference[name])):
             categories.append(name)
@@ -157,15 +166,19 @@ def _is_text(column: pa.ChunkedArray) -> bool:
 def _frame(table: pa.Table, numbers: list[str], categories: list[str], reference: pa.Table) -> "pd.DataFrame":
     import pandas as pd
 
-    columns: dict[str, Any] = {
-        html.escape(name): table[name].to_numpy().astype("float64") for name in numbers
-    }
+    columns: dict[str, Any] = {html.escape(name): _numbers(table[name]) for name in numbers}
     for name in categories:
         kept = _frequent(reference[name])
         columns[html.escape(name)] = pd.Series(
             [_category(value, kept) for value in table[name].to_pylist()], dtype=object
         )
     return pd.DataFrame(columns)
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Values as (rows,) float64; what is no finite number as NaN, as Evidently cannot draw infinity."""
+    values = column.to_numpy().astype("float64")
+    return np.where(np.isfinite(values), values, np.nan)
 
 
 def _frequent(column: pa.ChunkedArray) -> set[Any]:

@@ -4,9 +4,10 @@ Decides when there is enough history, what the reference is, and which days are 
 partition gets the same judgement whatever was judged after it. It does not know the lake.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 
 from batch_platform.core.monitoring.drift import DriftMonitor, Verdict
 from batch_platform.core.monitoring.profile import Profile
@@ -52,23 +53,29 @@ def judge_partition(
     """
     store.save_profiles(partition_key, dict(profiles))
     group = next(iter(profiles))
-    with_rows = [
-        key
-        for key in store.keys(group)
-        if key in days and key < partition_key and store.load_profile(group, key).rows
-    ]
+    before = [key for key in store.keys(group) if key in days and key < partition_key]
     reference = store.current()
-    if reference is None and len(with_rows) >= reference_partitions:
-        chosen = with_rows[:reference_partitions]
-        reference = store.freeze(chosen, list(profiles), "batch_platform", "the first partitions with rows")
+    # A profile is read only where its rows decide something: a long history would cost seconds a partition.
+    if reference is None:
+        earlier = list(islice(_with_rows(store, group, before), reference_partitions))
+        if len(earlier) >= reference_partitions:
+            why = "the first partitions with rows"
+            reference = store.freeze(earlier, list(profiles), "batch_platform", why)
+    if reference is not None:
+        after = [key for key in before if key > reference.keys[-1]]
+        earlier = list(islice(_with_rows(store, group, reversed(after)), _LOOK_BACK))[::-1]
     budget = false_alarms_per_quarter / len(profiles)
     verdicts = {
         name: _judge(
-            store, name, partition_key, days, profile, reference, with_rows, reference_partitions, budget
+            store, name, partition_key, days, profile, reference, earlier, reference_partitions, budget
         )
         for name, profile in profiles.items()
     }
     return DriftJudgement(verdicts, reference)
+
+
+def _with_rows(store: ReferenceStore, group: str, keys: Iterable[str]) -> Iterator[str]:
+    return (key for key in keys if store.load_profile(group, key).rows)
 
 
 def _judge(
@@ -93,7 +100,6 @@ def _judge(
     monitor = DriftMonitor.fit(
         [(days[key], store.reference_profile(reference, group, key)) for key in reference.keys], budget
     )
-    after = [key for key in earlier if key > reference.keys[-1]]
-    for key in after[-_LOOK_BACK:]:
+    for key in earlier:
         monitor.judge(days[key], store.load_profile(group, key))
     return monitor.judge(days[partition_key], profile)

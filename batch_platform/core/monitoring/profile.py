@@ -23,6 +23,7 @@ FORMAT = 1
 # Bins of numbers: zero, and on both sides of it steps of 2 %.
 _STEP = np.log(1.02)
 _SMALLEST = 1e-9
+_LARGEST = 1e290
 # Strings are counted in buckets of their hash, so that any number of distinct values merges exactly.
 BUCKETS = 1024
 _NAME_CHARACTERS = 60
@@ -40,7 +41,8 @@ class ColumnProfile:
         bins: number bin -> rows; for strings the bins of their lengths in characters.
         buckets: strings and booleans: bucket of the value -> rows.
         names: bucket -> the first value in it by order, to name it.
-        sums: vectors: sum of each component over rows, (dimension,).
+        sums: vectors: sum of each component over rows, (dimension,); empty where lengths differ.
+        mixed: vectors of different lengths, or empty ones, were seen.
     """
 
     kind: Kind
@@ -51,6 +53,7 @@ class ColumnProfile:
     buckets: Mapping[int, int] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
     sums: tuple[float, ...] = ()
+    mixed: bool = False
 
     def merge(self, other: "ColumnProfile") -> "ColumnProfile":
         """The profile of both columns' rows together.
@@ -58,15 +61,13 @@ class ColumnProfile:
         Raises:
             MonitoringError: they hold different kinds of values.
         """
-        if self.kind != other.kind or (self.sums and other.sums and len(self.sums) != len(other.sums)):
+        if self.kind != other.kind:
             raise MonitoringError(f"a column of {self.kind} values cannot be merged with one of {other.kind}")
         names = {**other.names, **self.names}
         names |= {
             place: min(self.names[place], other.names[place]) for place in self.names.keys() & other.names
         }
-        sums = np.array(self.sums or (0.0,) * len(other.sums)) + np.array(
-            other.sums or (0.0,) * len(self.sums)
-        )
+        mixed = self.mixed or other.mixed or len({len(sums) for sums in (self.sums, other.sums) if sums}) > 1
         return ColumnProfile(
             self.kind,
             self.rows + other.rows,
@@ -75,7 +76,8 @@ class ColumnProfile:
             _added(self.bins, other.bins),
             _added(self.buckets, other.buckets),
             names,
-            tuple(sums.tolist()),
+            () if mixed else _summed(self.sums, other.sums),
+            mixed,
         )
 
 
@@ -139,7 +141,8 @@ def profile_table(table: pa.Table | pa.RecordBatch) -> Profile:
 def bin_of(values: np.ndarray) -> np.ndarray:
     """Bins of finite numbers, (rows,) int64, in the order of the numbers."""
     size = np.abs(values)
-    steps = np.floor(np.log(np.maximum(size, _SMALLEST) / _SMALLEST) / _STEP).astype(np.int64) + 1
+    # Beyond the largest the quotient would overflow, and the order be lost.
+    steps = np.floor(np.log(np.clip(size, _SMALLEST, _LARGEST) / _SMALLEST) / _STEP).astype(np.int64) + 1
     return np.where(size < _SMALLEST, 0, np.sign(values).astype(np.int64) * steps)
 
 
@@ -180,17 +183,24 @@ def _bucketed(texts: pa.Array) -> tuple[dict[int, int], dict[int, str]]:
 
 
 def _vector(values: pa.Array, rows: int, nulls: int) -> ColumnProfile:
+    numbers = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
     lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
-    if not len(lengths) or not (lengths == lengths[0]).all():
-        return ColumnProfile("vector", rows, nulls, bad=len(lengths))
-    matrix = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(lengths), -1)
-    finite = np.isfinite(matrix).all(axis=1)
-    norms = np.linalg.norm(matrix[finite], axis=1)
-    # Rounded to a multiple of 2**-20: sums of such numbers are exact, in any order.
-    sums = (np.round(matrix[finite] * 2**20).sum(axis=0) / 2**20).tolist()
-    return ColumnProfile(
-        "vector", rows, nulls, int((~finite).sum()), _counted(bin_of(norms)), sums=tuple(sums)
-    )
+    # By row, so that vectors of different lengths are counted alike whatever batch they come in.
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    norms = np.sqrt(np.bincount(row, numbers**2, len(lengths)))
+    finite = np.isfinite(norms)
+    mixed = len(lengths) > 0 and bool((lengths != lengths[0]).any() or lengths[0] == 0)
+    sums: tuple[float, ...] = ()
+    if len(lengths) and not mixed:
+        matrix = numbers.reshape(len(lengths), -1)[finite]
+        # Rounded to a multiple of 2**-20: sums of such numbers are exact, in any order.
+        sums = tuple((np.round(matrix * 2**20).sum(axis=0) / 2**20).tolist())
+    bad = int((~finite).sum())
+    return ColumnProfile("vector", rows, nulls, bad, _counted(bin_of(norms[finite])), sums=sums, mixed=mixed)
+
+
+def _summed(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in zip(one, other, strict=True)) if one and other else one or other
 
 
 def _counted(places: np.ndarray) -> dict[int, int]:
@@ -211,7 +221,8 @@ def _kind(type_: pa.DataType) -> Kind | None:
         return "string"
     if pa.types.is_temporal(type_):
         return "time"
-    return "vector" if pa.types.is_list(type_) and pa.types.is_floating(type_.value_type) else None
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
+    return "vector" if is_list and pa.types.is_floating(type_.value_type) else None
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

@@ -10,6 +10,7 @@ import pytest
 
 from batch_platform.core.monitoring.drift import DriftMonitor, Finding, Verdict
 from batch_platform.core.monitoring.profile import Profile, profile_table
+from batch_platform.errors import MonitoringError
 
 START = date(2026, 1, 5)
 REFERENCE_DAYS = 28
@@ -247,3 +248,27 @@ def test_a_finding_says_how_far_and_how_sure() -> None:
     # A shift of half a standard deviation moves the mean rank by Phi(0.5/sqrt(2)) - 1/2 = 0.138.
     assert finding.effect == pytest.approx(0.138, abs=0.05)
     assert 0 < finding.p < 0.005
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_numbers_that_are_no_numbers_count_as_missing(value: float) -> None:
+    def spoil(columns: dict[str, pa.Array], _: np.random.Generator) -> None:
+        columns["n3"] = pa.array(np.full(len(columns["n3"]), value))
+
+    assert ("n3", "null rate", "up") in found(judged(spoil, count=1))
+
+
+def test_vectors_of_another_length_are_a_finding() -> None:
+    def vectors(width: int) -> Profile:
+        return profile_table(pa.table({"v": pa.array([[1.0] * width] * 50, pa.list_(pa.float32()))}))
+
+    monitor = DriftMonitor.fit([(START + timedelta(days=day), vectors(4)) for day in range(5)])
+    assert monitor.judge(START + timedelta(days=5), vectors(4)).status == "ok"
+    longer = monitor.judge(START + timedelta(days=6), vectors(8))
+    assert [(f.column, f.statistic) for f in longer.findings] == [("v", "schema")]
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("nan")])
+def test_a_budget_must_be_above_nothing(budget: float) -> None:
+    with pytest.raises(MonitoringError, match="above 0"):
+        DriftMonitor.fit(reference(0, 3), budget)

@@ -128,3 +128,22 @@ def test_the_page_is_replaced_whole(tmp_path: Path) -> None:
     render(asked)
     assert "an older page" not in asked.out.read_text()
     assert {path.name for path in tmp_path.iterdir()} == {"current.parquet", "drift.html"}
+
+
+def headline(page: str) -> str:
+    return re.findall("Dataset Drift is (detected|NOT detected)", page)[0]
+
+
+@pytest.mark.parametrize(
+    ("detected", "words"), [({"moved"}, "detected"), (set(), "NOT detected"), ({"nothing"}, "detected")]
+)
+def test_the_headline_says_what_was_decided(tmp_path: Path, detected: set[str], words: str) -> None:
+    assert headline(render(request(tmp_path, sample(3), sample(0), detected)).read_text()) == words
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_column_without_a_finite_number_is_left_to_the_summary(tmp_path: Path, value: float) -> None:
+    current = sample(0).set_column(0, "moved", pa.array(np.full(60, value)))
+    page = render(request(tmp_path, current, sample(0), {"moved"})).read_text()
+    assert "moved" not in marks(page)
+    assert "still" in marks(page)

@@ -139,3 +139,17 @@ def test_a_damaged_reference_is_an_error_and_no_verdict(started: ReferenceStore,
     path.unlink()
     with pytest.raises(MonitoringError, match="lost a profile"):
         judge(started, WANTED + 1)
+
+
+def test_a_long_history_is_not_read_again_for_each_partition(
+    started: ReferenceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in range(WANTED, WANTED + 12):
+        judge(started, place)
+    read = []
+    load = ReferenceStore.load_profile
+    monkeypatch.setattr(
+        ReferenceStore, "load_profile", lambda self, table, key: read.append(key) or load(self, table, key)
+    )
+    judge(started, WANTED + 12)
+    assert set(read) == {KEYS[WANTED + 10], KEYS[WANTED + 11]}

@@ -114,3 +114,34 @@ def test_profiles_of_columns_of_another_kind_do_not_merge() -> None:
 def test_bytes_that_are_no_profile_are_refused(content: bytes) -> None:
     with pytest.raises(MonitoringError):
         Profile.from_bytes(content)
+
+
+VECTORS = st.lists(
+    st.none()
+    | st.lists(
+        st.floats(-1000, 1000, width=32) | st.sampled_from([None, float("nan"), float("inf")]), max_size=3
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(VECTORS, VECTORS, VECTORS)
+def test_vectors_of_any_lengths_merge_exactly(one: list, other: list, third: list) -> None:
+    def vectors(rows: list) -> Profile:
+        return profile_table(pa.table({"v": pa.array(rows, pa.list_(pa.float32()))}))
+
+    whole = vectors(one + other + third)
+    assert vectors(one).merge(vectors(other)).merge(vectors(third)) == whole
+    assert vectors(one).merge(vectors(other).merge(vectors(third))) == whole
+
+
+def test_vectors_of_a_fixed_size_are_profiled_like_others() -> None:
+    numbers = pa.array([1.0, 2.0, 3.0, 4.0], pa.float32())
+    fixed = profile_table(pa.table({"v": pa.FixedSizeListArray.from_arrays(numbers, 2)}))
+    assert fixed.columns["v"].sums == (4.0, 6.0)
+
+
+def test_the_largest_numbers_are_in_the_outermost_bins() -> None:
+    places = bin_of(np.array([-1.7e308, -1e300, -5.0, 5.0, 1e300, 1.7e308])).tolist()
+    assert places == sorted(places)
