@@ -22,7 +22,7 @@ from batch_platform.core.monitoring.judging import DriftJudgement, judge_partiti
 from batch_platform.core.monitoring.profile import Profile, profile_table
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.rendering import Renderer
-from batch_platform.core.provenance.fingerprint import fingerprint
+from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.slice import Slice, StageResult, commit_small
 
 # Evidently's cost grows with the rows; half a thousand draw a distribution well enough.
@@ -66,19 +66,19 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
             "predictions": predictions.fingerprint,
             "drift": slice_.spec.drift.model_dump(),
             "reference": judgement.reference.version if judgement.reference else 0,
+            "code": code_version("monitoring", "drift_reporting.py"),
         }
     )
-    _commit_metrics(slice_, judgement, identity)
     nulls = _null_shares(profiles)
     page = slice_.layout.report(slice_.key) / "drift.html"
-    verdicts = {table: summary.verdict_values(verdict) for table, verdict in judgement.verdicts.items()}
-    files.replace(page.with_suffix(".json"), json.dumps(verdicts, indent=1).encode())
-    request = _request(slice_, judgement, watched, nulls, page)
+    reused = not _write_verdicts(page.with_suffix(".json"), judgement, identity) and page.is_file()
+    _commit_metrics(slice_, judgement, identity)
+    request = None if reused else _request(slice_, judgement, watched, nulls, page)
     return StageResult(
         table="drift_metrics",
         rows=features_rows(features.receipt),
         data_version=identity,
-        reused=False,
+        reused=reused,
         checks=tuple(_check(table, verdict) for table, verdict in judgement.verdicts.items()),
         metadata={
             **{f"{table} verdict": verdict.message for table, verdict in judgement.verdicts.items()},
@@ -86,7 +86,7 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
         },
         markdown=summary.markdown(judgement.verdicts, nulls),
         report=page,
-        rendering=renderer.submit(request),
+        rendering=None if request is None else renderer.submit(request),
     )
 
 
@@ -125,7 +125,7 @@ def _profile(slice_: Slice, table: str, columns: list[str]) -> Profile:
 
 def _null_shares(profiles: Mapping[str, Profile]) -> dict[str, float]:
     return {
-        name: column.nulls / column.rows
+        name: (column.nulls + column.bad) / column.rows
         for profile in profiles.values()
         for name, column in profile.columns.items()
         if column.rows
@@ -153,6 +153,18 @@ def _commit_metrics(slice_: Slice, judgement: DriftJudgement, identity: str) -> 
     columns = list(zip(*rows, strict=True)) or [()] * len(_METRICS)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, _METRICS, strict=True)]
     commit_small(slice_, "drift_metrics", pa.RecordBatch.from_arrays(arrays, schema=_METRICS), identity)
+
+
+def _write_verdicts(path: Path, judgement: DriftJudgement, identity: str) -> bool:
+    """Write `drift.json`; False where it says the same of the same work already."""
+    verdicts = {table: summary.verdict_values(verdict) for table, verdict in judgement.verdicts.items()}
+    content = json.dumps({"fingerprint": identity, **verdicts}, indent=1).encode()
+    if path.is_file() and path.read_bytes() == content:
+        return False
+    # First the old page: were this run killed before the new one is made, the next would take it for the new.
+    path.with_suffix(".html").unlink(missing_ok=True)
+    files.replace(path, content)
+    return True
 
 
 def _reference_words(reference: Reference | None) -> str:

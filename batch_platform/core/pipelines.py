@@ -21,9 +21,12 @@ def defs_folder() -> Path:
     root = project_root()
     try:
         tool = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["dg"]["project"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise SettingsError(f"{root / 'pyproject.toml'}: no [tool.dg.project] can be read: {error}") from None
-    module = tool.get("defs_module", f"{tool['root_module']}.defs")
+        module = tool["defs_module"] if "defs_module" in tool else f"{tool['root_module']}.defs"
+    except (OSError, KeyError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(
+            f"{root / 'pyproject.toml'}: [tool.dg.project] with root_module cannot be read ({error}): run the "
+            "command from the project's folder, or mend the file"
+        ) from None
     return root.joinpath(*module.split("."))
 
 

@@ -96,14 +96,19 @@ def _step(title: str, command: list[str]) -> None:
     tail: list[str] = []
     with log.open("a") as file:
         file.write(f"\n== {datetime.now(UTC).isoformat(timespec='seconds')} {' '.join(command)}\n")
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=project_root(),
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
+        try:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                cwd=project_root(),
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+        except OSError as error:
+            raise DemoError(
+                f"{title}: {command[0]} cannot be run ({error.strerror}): make clean-venv demo"
+            ) from None
         assert process.stdout is not None
         for line in _logged(process.stdout, file.write):
             tail = [*tail[-30:], line]

@@ -144,6 +144,10 @@ class DriftMonitor:
         expected = {key: _expect(values) for key, values in enough.items()}
         return cls(pooled, expected, len(days), _kappa(false_alarms_per_quarter))
 
+    def restarted(self) -> "DriftMonitor":
+        """The same monitor without memory of days judged."""
+        return DriftMonitor(self._pooled, self._expected, self._days, self._kappa)
+
     def judge(self, day: date, profile: Profile) -> Verdict:
         """Decide on a day; call in date order, as the two-of-three rule remembers the days before."""
         if self._days < MINIMUM_REFERENCE_DAYS:

@@ -7,6 +7,7 @@ partition gets the same judgement whatever was judged after it. It does not know
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from itertools import islice
 
 from batch_platform.core.monitoring.drift import DriftMonitor, Verdict
@@ -97,9 +98,16 @@ def _judge(
     if partition_key <= reference.keys[-1]:
         words = f"not enough history: not after reference {reference.version} ({reference.keys[0]} to {reference.keys[-1]})"
         return Verdict("not enough history", (), profile.rows, len(reference.keys), {}, words)
-    monitor = DriftMonitor.fit(
-        [(days[key], store.reference_profile(reference, group, key)) for key in reference.keys], budget
-    )
+    monitor = _fitted(store, reference, group, tuple(days[key] for key in reference.keys), budget).restarted()
     for key in earlier:
         monitor.judge(days[key], store.load_profile(group, key))
     return monitor.judge(days[partition_key], profile)
+
+
+# A frozen reference never changes; fitting one of 56 days costs half a second, which each date would pay.
+@lru_cache(maxsize=32)
+def _fitted(
+    store: ReferenceStore, reference: Reference, group: str, days: tuple[date, ...], budget: float
+) -> DriftMonitor:
+    profiles = (store.reference_profile(reference, group, key) for key in reference.keys)
+    return DriftMonitor.fit(list(zip(days, profiles, strict=True)), budget)

@@ -39,6 +39,12 @@ class ReferenceStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ReferenceStore) and self._folder == other._folder
+
+    def __hash__(self) -> int:
+        return hash(self._folder)
+
     def save_profiles(self, partition_key: str, profiles: dict[str, Profile]) -> None:
         """Keep the profiles of a partition by table, in the place of earlier ones."""
         for table, profile in profiles.items():
@@ -67,14 +73,13 @@ class ReferenceStore:
         found = sorted((self._folder / "references").glob("*.json"))
         if not found:
             return None
-        values = json.loads(found[-1].read_bytes())
-        return Reference(**{**values, "keys": tuple(values["keys"])})
+        return self._read(found[-1])
 
     def freeze(self, keys: Sequence[str], tables: Sequence[str], by: str, why: str) -> Reference:
         """Make these partitions the new reference; their profiles are copied, so that it never changes.
 
-        Raises:
-            MonitoringError: another process froze one at the same time; ask for the current one.
+        Returns:
+            The reference that stands: this one, or that of another process which was first.
         """
         standing = self.current()
         version = 1 if standing is None else standing.version + 1
@@ -84,11 +89,8 @@ class ReferenceStore:
                 content = self.load_profile(table, key).to_bytes()
                 files.replace(self._frozen(version, table, key), content)
         path = self._folder / "references" / f"{version:06d}.json"
-        if not files.create_once(path, files.canonical_json({**asdict(made), "keys": list(keys)})):
-            raise MonitoringError(
-                f"reference {version} was frozen by another process; run the partition again"
-            )
-        return made
+        files.create_once(path, files.canonical_json({**asdict(made), "keys": list(keys)}))
+        return self._read(path)
 
     def reference_profile(self, reference: Reference, table: str, partition_key: str) -> Profile:
         """A partition's profile as it was when the reference was frozen.
@@ -100,6 +102,10 @@ class ReferenceStore:
         if not path.is_file():
             raise MonitoringError(f"{path}: the reference has lost a profile; freeze a new reference")
         return Profile.from_bytes(path.read_bytes())
+
+    def _read(self, path: Path) -> Reference:
+        values = json.loads(path.read_bytes())
+        return Reference(**{**values, "keys": tuple(values["keys"])})
 
     def _frozen(self, version: int, table: str, partition_key: str) -> Path:
         return self._folder / "references" / f"{version:06d}" / table / f"{partition_key}.profile"

@@ -33,11 +33,15 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
 
 
 @cache
-def code_version() -> str:
-    """12 hex digits over the source of everything in the core that makes values."""
+def code_version(*places: str) -> str:
+    """12 hex digits over the source of parts of the core; by default of everything that makes values.
+
+    Args:
+        places: files and folders of the core.
+    """
     root = Path(batch_platform.core.__file__).parent
     digest = hashlib.sha256()
-    for name in _CODE_THAT_MAKES_VALUES:
+    for name in places or _CODE_THAT_MAKES_VALUES:
         place = root / name
         for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")

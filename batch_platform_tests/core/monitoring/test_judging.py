@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from batch_platform.core.monitoring import judging
 from batch_platform.core.monitoring.drift import Verdict
 from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
 from batch_platform.core.monitoring.profile import Profile, profile_table
@@ -134,6 +135,8 @@ def test_a_damaged_reference_is_an_error_and_no_verdict(started: ReferenceStore,
     judge(started, WANTED)
     path = tmp_path / "references" / "000001" / "features" / f"{KEYS[2]}.profile"
     path.write_bytes(path.read_bytes()[:40])
+    # Another process: this one remembers what it fitted.
+    judging._fitted.cache_clear()
     with pytest.raises(MonitoringError):
         judge(started, WANTED + 1)
     path.unlink()
