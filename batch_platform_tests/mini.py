@@ -104,7 +104,7 @@ class Mini:
             "dagster/asset_partition_range_end": last or first,
         }
         result = dg.materialize(
-            [pipeline_assets(self.spec), model_asset(self.spec)],
+            [pipeline_assets(self.spec), model_asset(self.spec, is_trained=False)],
             selection=[asset_key(self.spec, name) for name in names],
             instance=self.instance,
             tags=tags,

@@ -161,7 +161,6 @@ def test_no_file_names_a_registry() -> None:
         "pypi." + "org",
         "pythonhosted." + "org",
         "registry.npmjs." + "org",
-        "files.pythonhosted",
         "huggingface." + "co",
     ]
     configured = subprocess.run(

@@ -35,16 +35,7 @@ def pipeline_assets(spec: PipelineSpec) -> dg.AssetsDefinition:
     partitions = partitions_definition(spec.partitions)
     stages = stages_of(spec)
     specs = [_asset_spec(spec, stage, partitions) for stage in stages]
-    checks = [
-        dg.AssetCheckSpec(
-            name, asset=asset_key(spec, stage.name), partitions_def=partitions, blocking=blocking
-        )
-        for stage in stages
-        for name, blocking in [
-            *((name, stage.blocking) for name in stage.checks),
-            (events.COMPLETE, True),
-        ]
-    ]
+    checks = [check for stage in stages for check in _check_specs(spec, stage, partitions)]
 
     @dg.multi_asset(
         name=f"{spec.name}__pipeline",
@@ -76,6 +67,20 @@ def _asset_spec(spec: PipelineSpec, stage: Stage, partitions: dg.PartitionsDefin
     )
 
 
+def _check_specs(
+    spec: PipelineSpec, stage: Stage, partitions: dg.PartitionsDefinition
+) -> Iterator[dg.AssetCheckSpec]:
+    whole = {events.COMPLETE: "The stage ended well for the partition; says why where it did not."}
+    for name, description in {**stage.checks, **whole}.items():
+        yield dg.AssetCheckSpec(
+            name,
+            asset=asset_key(spec, stage.name),
+            description=description,
+            partitions_def=partitions,
+            blocking=stage.blocking or name == events.COMPLETE,
+        )
+
+
 class _Range:
     """The dates of one run, one after the other."""
 
@@ -90,6 +95,7 @@ class _Range:
         self._run = Run(context.run.run_id, _trigger(context))
         self._services = Services(spec, self._settings)
         self._failed: dict[str, str] = {}
+        self._model_is_reported = False
         self._rendering: deque[tuple[str, Stage, StageResult]] = deque()
 
     def run(self) -> Iterator[Any]:
@@ -129,6 +135,9 @@ class _Range:
             except Exception as error:  # noqa: BLE001 - one bad date must not stop the others; the run fails at its end
                 yield from self._report_failure(key, position, error)
                 return
+            if "model" in stage.upstream and not self._model_is_reported:
+                self._model_is_reported = True
+                yield events.model_observation(asset_key(self._spec, "model"), self._services.model)
             for check in result.checks:
                 yield events.evaluation(self._asset(stage), key, check, stage.blocking)
             if result.rendering is not None:

@@ -1,7 +1,6 @@
 """The component that turns a pipeline file into assets, checks, a job and a schedule. Wiring only."""
 
 import textwrap
-from typing import Any
 
 import dagster as dg
 from dagster.components import Scaffolder, ScaffoldRequest
@@ -60,9 +59,9 @@ class BatchInferencePipeline(PipelineSpec, dg.Component):
         """
         spec: PipelineSpec = self if self.name else named(self, context.path.name)
         spec.refuse_unsupported()
-        assets: list[Any] = [pipeline_assets(spec), model_asset(spec)]
-        if (context.path / "training.py").is_file():
-            module = context.defs_relative_module_name(context.path / "training.py")
-            assets.append(training_asset(spec, module))
+        training = context.path / "training.py"
+        assets = [pipeline_assets(spec), model_asset(spec, is_trained=training.is_file())]
+        if training.is_file():
+            assets.append(training_asset(spec, context.defs_relative_module_name(training)))
         job = pipeline_job(spec)
         return dg.Definitions(assets=assets, jobs=[job], schedules=pipeline_schedule(spec, job))

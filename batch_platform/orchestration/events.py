@@ -5,6 +5,7 @@ the behaviour. A step that reports many dates by itself must write the tags that
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import dagster as dg
 from dagster._core.definitions.data_version import (
@@ -19,7 +20,10 @@ from dagster._core.definitions.source_asset import (
 )
 
 from batch_platform.core.gate import CheckResult
-from batch_platform.orchestration.metadata import as_metadata
+from batch_platform.orchestration.metadata import as_metadata, model_metadata
+
+if TYPE_CHECKING:
+    from batch_platform.core.models.registry import RegisteredVersion
 
 # One check per asset tells whether the stage ended well for the date. Without it, Dagster's "re-execute
 # from failure" finds nothing to retry.
@@ -50,6 +54,15 @@ def materialization(
         tags[f"{INPUT_DATA_VERSION_TAG_PREFIX}/{name}"] = version
         tags[f"{INPUT_EVENT_POINTER_TAG_PREFIX}/{name}"] = pointer
     return dg.AssetMaterialization(key, partition=partition, metadata=metadata, tags=tags)
+
+
+def model_observation(key: dg.AssetKey, model: "RegisteredVersion") -> dg.AssetObservation:
+    """The event that the pipeline's alias was seen to point to a version; its digest is the data version."""
+    return dg.AssetObservation(
+        key,
+        tags={DATA_VERSION_TAG: model.digest, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"},
+        metadata=model_metadata(model),
+    )
 
 
 def newest_materialization(instance: dg.DagsterInstance, key: dg.AssetKey, partition: str) -> tuple[str, str]:

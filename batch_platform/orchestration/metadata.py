@@ -1,14 +1,16 @@
 """Plain values as Dagster shows them. Decides the form only."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import dagster as dg
-import pyarrow as pa
 
 from batch_platform.core.slice import StageResult
 from batch_platform.settings import Settings
+
+if TYPE_CHECKING:
+    from batch_platform.core.models.registry import RegisteredVersion
 
 
 def as_metadata(values: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
@@ -30,11 +32,10 @@ def stage_metadata(result: StageResult, settings: Settings) -> dict[str, dg.Meta
     return metadata
 
 
-def table_schema(schema: pa.Schema) -> dg.TableSchemaMetadataValue:
-    """The columns of a table."""
-    return dg.MetadataValue.table_schema(
-        dg.TableSchema([dg.TableColumn(field.name, str(field.type)) for field in schema])
-    )
+def model_metadata(model: "RegisteredVersion") -> dict[str, dg.MetadataValue]:
+    """A registered version with its card."""
+    shown = {"version": model.version, "digest": model.digest, "flavor": model.flavor}
+    return as_metadata({**shown, "registered_at": model.registered_at, "card": model.card})
 
 
 def _value(value: Any) -> dg.MetadataValue:

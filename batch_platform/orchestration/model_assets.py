@@ -11,28 +11,35 @@ import dagster as dg
 
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.errors import BatchPlatformError
-from batch_platform.orchestration.metadata import as_metadata
+from batch_platform.orchestration.events import model_observation
+from batch_platform.orchestration.metadata import as_metadata, model_metadata
 from batch_platform.orchestration.stages import asset_key
 from batch_platform.settings import Settings
 
 
-def model_asset(spec: PipelineSpec) -> dg.SourceAsset:
-    """The registered model behind the pipeline's alias; its data version is the artifact digest."""
+def model_asset(spec: PipelineSpec, is_trained: bool) -> dg.AssetsDefinition:
+    """The registered model behind the pipeline's alias; its data version is the artifact digest.
 
-    @dg.observable_source_asset(
-        key=asset_key(spec, "model"),
+    Args:
+        is_trained: whether the asset `training` stands above it.
+    """
+    observed = dg.AssetSpec(
+        asset_key(spec, "model"),
+        deps=[asset_key(spec, "training")] if is_trained else [],
         group_name=spec.name,
+        owners=spec.owners,
         description=f"Registered model {spec.model.name!r}, alias {spec.model.alias!r}.",
     )
-    def model() -> dg.ObserveResult:
+
+    @dg.multi_observable_source_asset(name=f"{spec.name}__model", specs=[observed])  # type: ignore[untyped-decorator]
+    def model() -> Iterator[dg.ObserveResult]:
         from batch_platform.core.models.registry import Registry
 
         version = Registry(Settings.from_env().root).resolve(spec.model.name, spec.model.alias)
-        return dg.ObserveResult(
+        yield dg.ObserveResult(
+            asset_key=observed.key,
             data_version=dg.DataVersion(version.digest),
-            metadata=as_metadata(
-                {"version": version.version, "digest": version.digest, "flavor": version.flavor}
-            ),
+            metadata=model_metadata(version),
         )
 
     return model
@@ -48,19 +55,18 @@ def training_asset(spec: PipelineSpec, module: str) -> dg.AssetsDefinition:
     @dg.asset(
         key=asset_key(spec, "training"),
         group_name=spec.name,
+        owners=spec.owners,
         description=f"Trains {spec.model.name!r}, registers the version and points the alias to it.",
         kinds={"pytorch"},
     )
-    def training(context: dg.AssetExecutionContext) -> Iterator[dg.MaterializeResult]:
+    def training() -> Iterator[dg.AssetObservation | dg.MaterializeResult]:
         train = getattr(importlib.import_module(module), "train", None)
         if not callable(train):
             raise BatchPlatformError(
                 f"pipeline {spec.name}: {module} defines no function train(spec, settings)"
             )
         version = train(spec, Settings.from_env())
-        context.instance.report_runless_asset_event(
-            dg.AssetObservation(asset_key(spec, "model"), tags={"dagster/data_version": version.digest})
-        )
+        yield model_observation(asset_key(spec, "model"), version)
         yield dg.MaterializeResult(
             data_version=dg.DataVersion(version.digest),
             metadata=as_metadata({"version": version.version, "digest": version.digest}),

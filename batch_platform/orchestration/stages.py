@@ -3,7 +3,7 @@
 Adding a stage is adding an entry here. Loading this module imports no model library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import dagster as dg
@@ -22,14 +22,14 @@ class Stage:
         name: last part of the asset key, and the table's name.
         upstream: names of the assets that it reads, `model` among them.
         work: makes one partition.
-        checks: names of its checks, without `complete`.
+        checks: its checks, without `complete`: name -> what is checked.
         blocking: whether a failed check keeps what is below from running.
     """
 
     name: str
     upstream: tuple[str, ...]
     work: Callable[[Slice, Services], StageResult]
-    checks: tuple[str, ...]
+    checks: Mapping[str, str]
     description: str
     blocking: bool = True
     kinds: frozenset[str] = frozenset()
@@ -93,11 +93,18 @@ def _evaluate(slice_: Slice, _services: Services) -> StageResult:
     return evaluate_partition(slice_)
 
 
+_QUARANTINED = "Rows set aside by this stage are at most max_error_share of those that entered it."
+
 _RAW = Stage(
     "raw",
     (),
     _land,
-    ("contract", "volume", "duplicates", "quarantined_share"),
+    {
+        "contract": "Landed rows keep the contract: types, required values, bounds, allowed values.",
+        "volume": "There are rows, or allow_empty permits that there are none.",
+        "duplicates": "Row keys are unique within the partition.",
+        "quarantined_share": _QUARANTINED,
+    },
     "The source's rows, landed under their contract; bad rows are in quarantine.",
     kinds=frozenset({"parquet"}),
 )
@@ -105,21 +112,34 @@ _FEATURES = Stage(
     "features",
     ("raw",),
     _featurize,
-    ("schema", "nulls", "finite", "quarantined_share"),
+    {
+        "schema": "The columns and types that the recipe promises.",
+        "nulls": "No null where the recipe allows none; a warning for a column without a single value.",
+        "finite": "No infinite number and no NaN.",
+        "quarantined_share": _QUARANTINED,
+    },
     "The feature recipe applied.",
 )
 _PREDICTIONS = Stage(
     "predictions",
     ("features", "model"),
     _score,
-    ("reconciliation", "finite", "range", "quarantined_share"),
+    {
+        "reconciliation": "Feature rows = predictions + quarantined rows, key by key, in order.",
+        "finite": "No null, infinite number or NaN in the outputs.",
+        "range": "Labels are the model's, probabilities are probabilities, embeddings have their length.",
+        "quarantined_share": _QUARANTINED,
+    },
     "One row per feature row, or a quarantine entry; committed after the gate.",
 )
 _DRIFT_REPORT = Stage(
     "drift_report",
     ("features", "predictions"),
     _judge_drift,
-    ("features_drift", "predictions_drift"),
+    {
+        "features_drift": "The features look like those of the reference partitions.",
+        "predictions_drift": "The model's outputs look like those of the reference partitions.",
+    },
     "Verdict on data and prediction drift, with an Evidently report.",
     blocking=False,
 )
@@ -127,7 +147,7 @@ _PERFORMANCE = Stage(
     "performance",
     ("predictions",),
     _evaluate,
-    ("performance",),
+    {"performance": "Labels arrive in time, fit the model, and show that it is of use."},
     "Realised performance, as labels arrive.",
     blocking=False,
 )

@@ -82,7 +82,11 @@ def test_the_same_rows_are_not_committed_again(landing: Landing) -> None:
     again = landing.land("r2")
     assert (again.reused, again.data_version) == (True, first.data_version)
     assert landing.receipt()["run_id"] == "r1"
-    # A row more, in quarantine only, is another result.
+    # The same good rows and another bad one are another result.
+    landing.write({3: {"age": -2}})
+    assert not landing.land("r2").reused
+    (bad,) = landing.table("quarantine").to_dicts()
+    assert "-2" in bad["message"]
     landing.write({3: {"age": -1}, 4: {"age": 151}}, rows=ROWS + 1)
     third = landing.land("r3")
     assert not third.reused

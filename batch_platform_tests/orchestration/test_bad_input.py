@@ -18,13 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch_platform.core import outcomes
+from batch_platform.core.layout import Layout
 from batch_platform.core.models.registry import Registry
+from batch_platform.errors import StorageError
 from batch_platform_tests import tiny_models
 from batch_platform_tests.mini import DAYS, Mini, failure_message, good_row
 
 CHAIN = ["raw", "features", "predictions"]
 ROWS = 20
 Rows = list[dict[str, Any]]
+# How to spoil a day, and words that its cause must have; DAY stands for the day.
+Refused = tuple[Callable[[str], Any], list[str]]
+# How to spoil a row, by values or in the written file; the error type; words of the quarantine row.
+Quarantined = tuple[dict[str, Any] | Callable[[str, int], None], str, str]
 
 
 def month(count: int) -> list[str]:
@@ -73,46 +80,44 @@ class Trial:
     def __init__(self, mini: Mini, write: Callable[[str, Rows], Path], suffix: str) -> None:
         self.mini, self.write, self.suffix = mini, write, suffix
 
-    def run(
-        self,
-        refused: list[tuple[Callable[[str], Any], list[str]]],
-        quarantined: list[tuple[Callable[[str], Any], str, list[str]]],
-    ) -> None:
-        """Try every bad day.
-
-        Args:
-            refused: how to spoil a day, and words that its cause must have; DAY stands for the day.
-            quarantined: how to spoil row 3 of a day, the error type, and words of the quarantine row.
-        """
+    def run(self, refused: list[Refused], quarantined: list[Quarantined]) -> None:
+        """Try every bad day, and every bad row in the day after them."""
         mini = self.mini
-        days = month(len(refused) + len(quarantined))
-        bad = days[: len(refused)]
+        days = month(len(refused) + 1)
+        *bad, mixed = days
         for day in days:
             self.write(day, good(day))
-        mini.run(bad[0], bad[-1], CHAIN)
+        mini.run(days[0], days[-1], CHAIN)
         before = standing(mini)
-        assert before["predictions"].height == ROWS * len(bad)
+        assert before["predictions"].height == ROWS * len(days)
         assert before["quarantine"].is_empty()
 
-        spoilers = [spoil for spoil, *_ in [*refused, *quarantined]]
-        for day, spoil in zip(days, spoilers, strict=True):
+        for day, (spoil, _) in zip(bad, refused, strict=True):
             if isinstance(made := spoil(day), list):
                 self.write(day, made)
+        self._spoil_rows(mixed, [spoil for spoil, *_ in quarantined])
         causes = lines_by_day(mini.run(days[0], days[-1], CHAIN, fail=True))
         after = standing(mini)
         assert sorted(causes) == bad
         for day, (_, words) in zip(bad, refused, strict=True):
             self._refused(day, words, causes[day], before, after)
-        for day, (_, error_type, words) in zip(days[len(bad) :], quarantined, strict=True):
-            self._quarantined(day, error_type, words, after)
+        self._quarantined(mixed, quarantined, after)
 
-        mended = days[: len(bad) + 1]
-        for day in mended:
+        for day in days:
             self.write(day, good(day))
-        mini.run(mended[0], mended[-1], CHAIN)
-        for day in mended:
+        mini.run(days[0], days[-1], CHAIN)
+        for day in days:
             assert (mini.rows("predictions", day), mini.rows("quarantine", day)) == (ROWS, 0)
             assert mini.check("predictions", "complete", day) is True
+
+    def _spoil_rows(self, day: str, spoilers: list[Any]) -> None:
+        """Spoil the rows 0, 1, ... of a day: by other values, or in the file as written."""
+        changes = [spoil if isinstance(spoil, dict) else {} for spoil in spoilers]
+        rows = good(day)
+        self.write(day, [rows[place] | change for place, change in enumerate(changes)] + rows[len(changes) :])
+        for place, spoil in enumerate(spoilers):
+            if not isinstance(spoil, dict):
+                spoil(day, place)
 
     def _refused(
         self, day: str, words: list[str], cause: str, before: dict[str, Any], after: dict[str, Any]
@@ -126,16 +131,16 @@ class Trial:
             assert of_day(after[table], day).equals(of_day(before[table], day))
         assert of_day(after["quarantine"], day).is_empty()
 
-    def _quarantined(self, day: str, error_type: str, words: list[str], after: dict[str, Any]) -> None:
-        (row,) = of_day(after["quarantine"], day).to_dicts()
-        assert row["error_type"] == error_type, row
-        assert (row["stage"], row["source_row"]) == ("raw", 3)
-        assert row["source_file"] == f"data/{day}.{self.suffix}"
-        for word in words:
-            assert word in row["message"], row
-        assert len(row["payload"]) < 3_000
+    def _quarantined(self, day: str, expected: list[Quarantined], after: dict[str, Any]) -> None:
+        found = of_day(after["quarantine"], day).sort("source_row").to_dicts()
+        assert [row["source_row"] for row in found] == list(range(len(expected)))
+        for row, (_, error_type, words) in zip(found, expected, strict=True):
+            assert row["error_type"] == error_type, row
+            assert (row["stage"], row["source_file"]) == ("raw", f"data/{day}.{self.suffix}")
+            assert words in row["message"], row
+            assert len(row["payload"]) < 3_000
         keys = set(of_day(after["predictions"], day)["row_key"])
-        assert keys == {f"{day}-{number}" for number in range(ROWS) if number != 3}
+        assert keys == {f"{day}-{number}" for number in range(len(expected), ROWS)}
 
 
 def test_csv(mini: Mini) -> None:
@@ -144,15 +149,16 @@ def test_csv(mini: Mini) -> None:
     def text(day: str) -> Path:
         return folder / f"{day}.csv"
 
-    def other_bytes(old: str, new: bytes) -> Callable[[str], None]:
-        def change(day: str) -> None:
+    def other_key(new: bytes) -> Callable[[str, int], None]:
+        def change(day: str, place: int) -> None:
             content = text(day).read_bytes()
-            assert content.count(old.replace("DAY", day).encode()) == 1
-            text(day).write_bytes(content.replace(old.replace("DAY", day).encode(), new))
+            key = f"{day}-{place},".encode()
+            assert content.count(key) == 1
+            text(day).write_bytes(content.replace(key, new))
 
         return change
 
-    mini.change(inference={"shard_rows": 64})
+    mini.change(inference={"shard_rows": 64, "max_error_share": 0.5})
     only = "data/DAY.csv"
     Trial(mini, mini.write, "csv").run(
         refused=[
@@ -193,21 +199,17 @@ def test_csv(mini: Mini) -> None:
             ),
         ],
         quarantined=[
-            (lambda day: one(day, id=""), "null_key", ["column id", "is the row key and is empty"]),
-            (lambda day: one(day, amount="inf"), "not_finite", ["column amount is not a finite number: inf"]),
-            (lambda day: one(day, amount="NaN"), "not_finite", ["column amount is not a finite number: nan"]),
-            (lambda day: one(day, age="1e400"), "wrong_type", ["column age is no int64: '1e400'"]),
-            (lambda day: one(day, age="99999999999999999999"), "wrong_type", ["column age is no int64"]),
-            (lambda day: one(day, age="old"), "wrong_type", ["column age is no int64: 'old'"]),
-            (
-                lambda day: one(day, plan="x" * 1_000_000),
-                "not_allowed",
-                ["column plan is not one of", "xxx…"],
-            ),
-            (other_bytes("DAY-3,", b"\xff\xfe,"), "invalid_utf8", ["not valid UTF-8"]),
+            ({"id": ""}, "null_key", "column id is the row key and is empty"),
+            ({"amount": "inf"}, "not_finite", "column amount is not a finite number: inf"),
+            ({"amount": "NaN"}, "not_finite", "column amount is not a finite number: nan"),
+            ({"age": "1e400"}, "wrong_type", "column age is no int64: '1e400'"),
+            ({"age": "9" * 20}, "wrong_type", "column age is no int64: '999"),
+            ({"age": "old"}, "wrong_type", "column age is no int64: 'old'"),
+            ({"plan": "x" * 1_000_000}, "not_allowed", "column plan is not one of"),
+            (other_key(b"\xff\xfe,"), "invalid_utf8", "not valid UTF-8"),
             # The bytes of a lone surrogate, as some programs write them.
-            (other_bytes("DAY-3,", b"\xed\xa0\x80,"), "invalid_utf8", ["not valid UTF-8"]),
-            (other_bytes("DAY-3,", b'"DAY-3,'), "unparsable", ["not valid CSV"]),
+            (other_key(b"\xed\xa0\x80,"), "invalid_utf8", "not valid UTF-8"),
+            (other_key(b'"open,'), "unparsable", "not valid CSV"),
         ],
     )
 
@@ -218,26 +220,29 @@ PARQUET = pa.schema(
 
 
 def test_parquet(mini: Mini) -> None:
-    mini.change(source={"uri": "data/{partition}.parquet", "format": "parquet"}, inference={"shard_rows": 64})
+    mini.change(
+        source={"uri": "data/{partition}.parquet", "format": "parquet"},
+        inference={"shard_rows": 64, "max_error_share": 0.5},
+    )
     (mini.folder / "data").mkdir()
 
     def path(day: str) -> Path:
         return mini.folder / "data" / f"{day}.parquet"
 
     def write(day: str, rows: Rows) -> Path:
-        return column(day, rows)
-
-    def column(day: str, rows: Rows, **columns: pa.Array) -> Path:
-        table = pa.Table.from_pylist(rows, PARQUET)
-        for name, values in columns.items():
-            table = table.set_column(table.schema.names.index(name), name, values)
-        pq.write_table(table, path(day))
+        pq.write_table(pa.Table.from_pylist(rows, PARQUET), path(day))
         return path(day)
 
-    def no_utf8(day: str) -> Path:
-        plans = [row["plan"].encode() for row in good(day)]
-        plans[3] = b"\xff\xfe"
-        return column(day, good(day), plan=pa.array(plans, pa.binary()).view(pa.string()))
+    def no_utf8(day: str, place: int) -> None:
+        table = pq.read_table(path(day))
+        plans = [plan.encode() for plan in table["plan"].to_pylist()]
+        plans[place] = b"\xff\xfe"
+        broken = pa.array(plans, pa.binary()).view(pa.string())
+        pq.write_table(table.set_column(3, "plan", broken), path(day))
+
+    def lists(day: str) -> None:
+        table = pq.read_table(path(day))
+        pq.write_table(table.set_column(2, "age", pa.array([[1.0]] * ROWS)), path(day))
 
     def cut_off(day: str) -> None:
         path(day).write_bytes(path(day).read_bytes()[:-100])
@@ -257,7 +262,7 @@ def test_parquet(mini: Mini) -> None:
             (cut_off, [f"{only} is not a readable Parquet file", "fetch it again"]),
             (damaged, [only, "fetch it again, then run the partition again"]),
             (
-                lambda day: column(day, good(day), age=pa.array([[1.0]] * ROWS)),
+                lists,
                 [
                     f"{only}: column age is of type list<",
                     "cannot be read as int64",
@@ -277,19 +282,11 @@ def test_parquet(mini: Mini) -> None:
             (lambda day: one(day, id=f"{day}-0"), ["repeat the key", f"'DAY-0' in {only} row 3"]),
         ],
         quarantined=[
-            (lambda day: one(day, id=None), "null_key", ["column id"]),
-            (
-                lambda day: one(day, amount=float("-inf")),
-                "not_finite",
-                ["column amount is not a finite number: -inf"],
-            ),
-            (
-                lambda day: one(day, amount=float("nan")),
-                "not_finite",
-                ["column amount is not a finite number: nan"],
-            ),
-            (lambda day: one(day, age=151), "out_of_range", ["column age is above the maximum 150: 151"]),
-            (no_utf8, "invalid_utf8", ["column plan is not valid UTF-8"]),
+            ({"id": None}, "null_key", "column id is the row key and is empty"),
+            ({"amount": float("-inf")}, "not_finite", "column amount is not a finite number: -inf"),
+            ({"amount": float("nan")}, "not_finite", "column amount is not a finite number: nan"),
+            ({"age": 151}, "out_of_range", "column age is above the maximum 150: 151"),
+            (no_utf8, "invalid_utf8", "column plan is not valid UTF-8"),
         ],
     )
 
@@ -468,3 +465,25 @@ def test_a_full_disk_in_the_middle_of_a_write(mini: Mini, stage: str) -> None:
 
     mini.run(DAYS[0], stages=CHAIN)
     assert {table: mini.rows(table, DAYS[0]) for table in CHAIN} == dict.fromkeys(CHAIN, 6_000)
+
+
+def test_an_outcome_that_cannot_be_recorded_hides_nothing(
+    mini: Mini, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk without room for the smallest file: each date still tells its own cause."""
+    real = outcomes.record
+
+    def full(layout: Layout, key: str, ended: Any) -> None:
+        if key != DAYS[2]:
+            raise StorageError("no room")
+        real(layout, key, ended)
+
+    monkeypatch.setattr(outcomes, "record", full)
+    for day in DAYS[1:3]:
+        mini.write(day)
+    causes = lines_by_day(mini.run(DAYS[0], DAYS[2], CHAIN, fail=True))
+    assert sorted(causes) == DAYS[:2]
+    assert "no such csv file" in causes[DAYS[0]]
+    assert causes[DAYS[0]].endswith("; the outcome cannot be recorded: no room")
+    assert causes[DAYS[1]].endswith("the outcome cannot be recorded: no room")
+    assert mini.rows("predictions", DAYS[2]) == ROWS

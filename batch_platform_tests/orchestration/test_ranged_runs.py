@@ -121,15 +121,14 @@ def test_stages_can_be_run_one_by_one_and_a_missing_upstream_is_named(mini: Mini
 def test_a_promoted_model_makes_exactly_the_predictions_stale(mini: Mini) -> None:
     mini.write(DAYS[0])
     mini.run(DAYS[0], stages=STAGES)
-    model = model_asset(mini.spec)
+    model = model_asset(mini.spec, is_trained=False)
     graph = dg.Definitions([pipeline_assets(mini.spec), model]).resolve_asset_graph()
 
     def stale() -> dict[str, str]:
         resolver = CachingStaleStatusResolver(mini.instance, graph, LoadingContextForTest(mini.instance))
         return {stage: resolver.get_status(asset_key(mini.spec, stage), DAYS[0]).value for stage in STAGES}
 
-    assert observe([model], instance=mini.instance).success
-    assert stale() == dict.fromkeys(STAGES, "FRESH")
+    assert stale() == dict.fromkeys(STAGES, "FRESH")  # the run reported the model that it used
     mini.register(seed=1)
     assert observe([model], instance=mini.instance).success
     assert stale() == {"raw": "FRESH", "features": "FRESH", "predictions": "STALE"}
