@@ -300,7 +300,9 @@ def test_features_are_streamed(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_missing_or_does_not_fit_is_named(bench: Bench) -> None:
     bench.mini.change(name="empty")
-    with pytest.raises(UpstreamMissingError, match=r"pipeline empty.*materialize empty/features for it first"):
+    with pytest.raises(
+        UpstreamMissingError, match=r"pipeline empty.*materialize empty/features for it first"
+    ):
         bench.score()
     bench.mini.change(decision={"positive_class": "gone"})
     with pytest.raises(

@@ -38,7 +38,9 @@ def tick(mini: Mini, now: datetime = TICK) -> list[dg.RunRequest | dg.SkipReason
     job = pipeline_job(mini.spec)
     (schedule,) = pipeline_schedule(mini.spec, job)
     definitions = dg.Definitions(
-        [pipeline_assets(mini.spec), model_asset(mini.spec, is_trained=False)], jobs=[job], schedules=[schedule]
+        [pipeline_assets(mini.spec), model_asset(mini.spec, is_trained=False)],
+        jobs=[job],
+        schedules=[schedule],
     )
     context = dg.build_schedule_context(
         mini.instance, scheduled_execution_time=now, repository_def=definitions.get_repository_def()
