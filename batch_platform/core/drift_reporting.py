@@ -7,7 +7,6 @@ made beside the next partitions.
 import json
 from collections.abc import Mapping
 from datetime import date
-from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,6 +23,7 @@ from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.rendering import Renderer
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.slice import Slice, StageResult, commit_small
+from batch_platform.errors import MonitoringError
 
 # Evidently's cost grows with the rows; half a thousand draw a distribution well enough.
 SAMPLE_ROWS = 500
@@ -45,7 +45,7 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
 
     Raises:
         UpstreamMissingError: features or predictions are not there.
-        MonitoringError: a profile or the reference cannot be read.
+        MonitoringError: a profile or the reference cannot be read, or `drift.columns` names what is no feature.
         StorageError: the lake cannot be written.
     """
     features, predictions = slice_.committed("features"), slice_.committed("predictions")
@@ -60,6 +60,7 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
         slice_.spec.drift.reference_partitions,
         slice_.spec.drift.false_alarms_per_quarter,
     )
+    verdicts = {table: summary.verdict_values(verdict) for table, verdict in judgement.verdicts.items()}
     identity = fingerprint(
         {
             "features": features.fingerprint,
@@ -67,11 +68,12 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
             "drift": slice_.spec.drift.model_dump(),
             "reference": judgement.reference.version if judgement.reference else 0,
             "code": code_version("monitoring", "drift_reporting.py"),
+            "verdicts": verdicts,  # the days before have a say in them
         }
     )
     nulls = _null_shares(profiles)
     page = slice_.layout.report(slice_.key) / "drift.html"
-    reused = not _write_verdicts(page.with_suffix(".json"), judgement, identity) and page.is_file()
+    reused = not _write_verdicts(page.with_suffix(".json"), verdicts, identity) and page.is_file()
     _commit_metrics(slice_, judgement, identity)
     request = None if reused else _request(slice_, judgement, watched, nulls, page)
     return StageResult(
@@ -98,29 +100,48 @@ def features_rows(receipt: Mapping) -> int:
 # -- what is watched --------------------------------------------------------------------------------------
 
 
-def _watched(slice_: Slice) -> dict[str, list[str]]:
-    """Columns to judge, by table: features that are no keys and not sensitive, and the model's outputs."""
+Watched = dict[str, dict[str, str]]  # table -> column -> its name in profiles and on pages
+
+
+def _watched(slice_: Slice) -> Watched:
+    """Columns to judge: features that are no keys and not sensitive, and the model's outputs."""
     sensitive = {name for name, column in slice_.spec.source.columns.items() if column.sensitive}
     features = slice_.lake.schema("features")
     predictions = slice_.lake.schema("predictions")
     assert features is not None
     assert predictions is not None
     hidden = sensitive | {"row_key", slice_.spec.source.row_key}
+    watchable = [name for name in features.names if name not in hidden]
     chosen = slice_.spec.drift.columns
-    names = [name for name in features.names if name not in hidden and (chosen == "auto" or name in chosen)]
+    names = watchable if chosen == "auto" else list(chosen)
+    if unknown := sorted(set(names) - set(watchable)):
+        raise MonitoringError(
+            f"{slice_.about}: drift.columns names {', '.join(unknown)}; what can be watched is {', '.join(watchable)}"
+        )
     outputs = ("label", "score", "prediction", "embedding", "decision")
-    return {"features": names, "predictions": [name for name in outputs if name in predictions.names]}
+    return {
+        "features": {name: name for name in names},
+        # A feature may bear the name of an output.
+        "predictions": {
+            name: f"{name} (prediction)" if name in names else name
+            for name in outputs
+            if name in predictions.names
+        },
+    }
 
 
 def _days(slice_: Slice, store: ReferenceStore) -> dict[str, date]:
-    calendar = slice_.spec.partitions.calendar()
-    known = [key for key in store.keys("features") if key <= slice_.key]
-    return {key: calendar.partition(key).day for key in {*known, slice_.key}}
+    reference = store.current()
+    known = {slice_.key, *store.keys("features"), *(reference.keys if reference else ())}
+    # Every cadence's keys begin with the day, also those that the pipeline's calendar has no longer.
+    return {key: date.fromisoformat(key[:10]) for key in known}
 
 
-def _profile(slice_: Slice, table: str, columns: list[str]) -> Profile:
-    parts = (profile_table(batch) for batch in slice_.lake.batches(table, slice_.key, columns))
-    return reduce(Profile.merge, parts, Profile())
+def _profile(slice_: Slice, table: str, columns: Mapping[str, str]) -> Profile:
+    return Profile.merged(
+        profile_table(batch.rename_columns([columns[name] for name in batch.schema.names]))
+        for batch in slice_.lake.batches(table, slice_.key, list(columns))
+    )
 
 
 def _null_shares(profiles: Mapping[str, Profile]) -> dict[str, float]:
@@ -155,9 +176,8 @@ def _commit_metrics(slice_: Slice, judgement: DriftJudgement, identity: str) -> 
     commit_small(slice_, "drift_metrics", pa.RecordBatch.from_arrays(arrays, schema=_METRICS), identity)
 
 
-def _write_verdicts(path: Path, judgement: DriftJudgement, identity: str) -> bool:
+def _write_verdicts(path: Path, verdicts: Mapping[str, Mapping], identity: str) -> bool:
     """Write `drift.json`; False where it says the same of the same work already."""
-    verdicts = {table: summary.verdict_values(verdict) for table, verdict in judgement.verdicts.items()}
     content = json.dumps({"fingerprint": identity, **verdicts}, indent=1).encode()
     if path.is_file() and path.read_bytes() == content:
         return False
@@ -179,7 +199,7 @@ def _reference_words(reference: Reference | None) -> str:
 def _request(
     slice_: Slice,
     judgement: DriftJudgement,
-    watched: Mapping[str, list[str]],
+    watched: Watched,
     nulls: Mapping[str, float],
     page: Path,
 ) -> RenderRequest:
@@ -203,45 +223,42 @@ def _request(
     )
 
 
-def _keep_sample(slice_: Slice, watched: Mapping[str, list[str]]) -> Path:
+def _keep_sample(slice_: Slice, watched: Watched) -> Path:
     """Sample the partition evenly: features and outputs of the same rows, without vectors."""
-    scored = _sample(slice_, "predictions", watched["predictions"])
-    features = _sample(slice_, "features", watched["features"], scored["row_key"].to_pylist())
+    scored = _sample(slice_, "predictions", list(watched["predictions"]))
+    features = _sample(slice_, "features", list(watched["features"]), scored["row_key"].to_pylist())
     order = {key: row for row, key in enumerate(features["row_key"].to_pylist())}
     rows = pa.array([order[key] for key in scored["row_key"].to_pylist()], pa.int64())
-    columns = {name: features[name].take(rows) for name in watched["features"]}
-    columns |= {name: scored[name] for name in watched["predictions"]}
-    drawable = {name: column for name, column in columns.items() if not pa.types.is_nested(column.type)}
-    path = slice_.layout.monitoring / "samples" / f"{slice_.key}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(drawable), sink)
-    files.replace(path, sink.getvalue().to_pybytes())
-    return path
+    columns = {
+        shown: table[name]
+        for table, names in ((features.take(rows), watched["features"]), (scored, watched["predictions"]))
+        for name, shown in names.items()
+        if name in table.column_names and not pa.types.is_nested(table[name].type)
+    }
+    return _write(slice_.layout.monitoring / "samples" / f"{slice_.key}.parquet", pa.table(columns))
 
 
 def _sample(slice_: Slice, table: str, columns: list[str], keys: list[str] | None = None) -> pa.Table:
-    """Rows of a committed table: those with these keys, or every n-th so that about SAMPLE_ROWS remain."""
+    """Rows of a committed table: those with these keys, or every n-th so that about SAMPLE_ROWS remain.
+
+    A column that the partition's files do not have (features come and go) is not in the sample.
+    """
     import pyarrow.compute as pc
 
-    names = ["row_key", *columns]
-    receipt = slice_.committed(table).receipt
-    every = max(1, -(-features_rows(receipt) // SAMPLE_ROWS))
+    every = max(1, -(-features_rows(slice_.committed(table).receipt) // SAMPLE_ROWS))
     wanted = None if keys is None else pa.array(keys, pa.string())
     kept, first = [], 0
-    for batch in slice_.lake.batches(table, slice_.key, names):
+    for batch in slice_.lake.batches(table, slice_.key, ["row_key", *columns]):
         if wanted is not None:
             kept.append(batch.filter(pc.is_in(batch["row_key"], value_set=wanted)))
         else:
             kept.append(batch.take(pa.array(range(-first % every, batch.num_rows, every), pa.int64())))
         first += batch.num_rows
-    schema = slice_.lake.schema(table)
-    assert schema is not None
-    return pa.Table.from_batches(kept, pa.schema([schema.field(name) for name in names]))
+    return pa.Table.from_batches(kept) if kept else pa.table({"row_key": pa.array([], pa.string())})
 
 
 def _reference_sample(slice_: Slice, reference: Reference | None) -> Path | None:
-    """A sample over all reference partitions, made once per reference; None without one."""
+    """A sample over all reference partitions, made once per reference; None where there is none."""
     if reference is None:
         return None
     folder = slice_.layout.monitoring / "samples"
@@ -250,9 +267,36 @@ def _reference_sample(slice_: Slice, reference: Reference | None) -> Path | None
         return path
     parts = [folder / f"{key}.parquet" for key in reference.keys]
     tables = [pq.read_table(part) for part in parts if part.is_file()]
-    together = pa.concat_tables(tables, promote_options="default")
+    if not tables:
+        return None
+    together = _together(tables)
     every = max(1, -(-together.num_rows // SAMPLE_ROWS))
+    return _write(path, together.take(pa.array(range(0, together.num_rows, every), pa.int64())))
+
+
+def _together(tables: list[pa.Table]) -> pa.Table:
+    """The rows of all tables; columns have the type they had last, null where a table has not that."""
+    types = {field.name: field.type for table in tables for field in table.schema}
+    columns = {
+        name: pa.chunked_array(
+            [
+                chunk
+                for table in tables
+                for chunk in (
+                    table[name].chunks
+                    if name in table.column_names and table[name].type == kind
+                    else [pa.nulls(table.num_rows, kind)]
+                )
+            ],
+            kind,
+        )
+        for name, kind in types.items()
+    }
+    return pa.table(columns)
+
+
+def _write(path: Path, table: pa.Table) -> Path:
     sink = pa.BufferOutputStream()
-    pq.write_table(together.take(pa.array(range(0, together.num_rows, every), pa.int64())), sink)
+    pq.write_table(table, sink)
     files.replace(path, sink.getvalue().to_pybytes())
     return path

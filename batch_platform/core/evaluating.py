@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batch_platform.core.data.partitions import Partition
 from batch_platform.core.data.sources import read_files
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.models.signature import ModelSignature
@@ -19,7 +20,7 @@ from batch_platform.core.monitoring.performance import Performance, classificati
 from batch_platform.core.provenance.fingerprint import fingerprint
 from batch_platform.core.slice import Slice, StageResult, commit_small
 from batch_platform.core.spec import LabelsSpec
-from batch_platform.errors import SourceMissingError
+from batch_platform.errors import SignatureError, SourceMissingError
 
 # Fewer labelled rows than this say little about a model.
 _ENOUGH_ROWS = 30
@@ -32,12 +33,17 @@ def evaluate_partition(slice_: Slice) -> StageResult:
     Raises:
         UpstreamMissingError: the partition has not been scored.
         SourceError: labels are there and cannot be read.
+        SignatureError: the model makes embeddings, which no label can be held against.
         StorageError: the lake cannot be written.
     """
     labels_spec = slice_.spec.labels
     assert labels_spec is not None  # the stage exists only with labels
     predictions = slice_.committed("predictions")
     signature = ModelSignature.from_dict(predictions.receipt["signature"])
+    if signature.task == "embedding":
+        raise SignatureError(
+            f"{slice_.about}: labels cannot be compared with embeddings; remove `labels` from the pipeline file"
+        )
     labels = _labels(slice_, labels_spec)
     identity = fingerprint({"predictions": predictions.fingerprint, "labels": sorted(labels.items())})
     _commit_labels(slice_, labels, identity)
@@ -79,7 +85,9 @@ def _labels(slice_: Slice, spec: LabelsSpec) -> dict[str, str]:
     try:
         for read in read_files(uri, spec.format, columns, slice_.base):
             for row in read.batch.to_pylist():
-                if spec.partition_column is not None and not _names(row[spec.partition_column], slice_.key):
+                if spec.partition_column is not None and not _names(
+                    row[spec.partition_column], slice_.partition
+                ):
                     continue
                 key, label = row[spec.row_key], row[spec.column]
                 if key is not None and label is not None:
@@ -89,9 +97,12 @@ def _labels(slice_: Slice, spec: LabelsSpec) -> dict[str, str]:
     return found
 
 
-def _names(value: str | None, key: str) -> bool:
-    """Whether a partition column's text names the partition; a midnight timestamp names its day."""
-    return value is not None and (value == key or value.replace("T", " ").startswith(f"{key} 00:00:00"))
+def _names(value: str | None, partition: Partition) -> bool:
+    """Whether a partition column's text names the partition: its key, or the time at which it starts."""
+    if value is None:
+        return False
+    start = f"{partition.start:%Y-%m-%d %H:%M}:00"
+    return value == partition.key or value.replace("T", " ").startswith(start)
 
 
 def _commit_labels(slice_: Slice, labels: dict[str, str], identity: str) -> None:
@@ -167,13 +178,15 @@ def _judge(slice_: Slice, spec: LabelsSpec, measured: _Measured, expected: int) 
 
 def _useless(performance: Performance) -> str | None:
     """Say why the model is of no use: worse than chance or than the mean, beyond what noise explains."""
-    auc_high, r2 = performance.metrics.get("auc_high"), performance.metrics.get("r2")
-    if auc_high is not None and performance.rows >= _ENOUGH_ROWS and auc_high < 0.5:
+    auc_high, r2_high = performance.metrics.get("auc_high"), performance.metrics.get("r2_high")
+    if performance.rows < _ENOUGH_ROWS:
+        return None
+    if auc_high is not None and auc_high < 0.5:
         return (
             f"AUC is below 0.5 with confidence (at most {auc_high:.3f}): the scores order rows the wrong way"
         )
-    if r2 is not None and performance.rows >= _ENOUGH_ROWS and r2 < 0:
-        return f"R2 is {r2:.3f}: the mean of the labels would predict better"
+    if r2_high is not None and r2_high < 0:
+        return f"R2 is below 0 with confidence (at most {r2_high:.3f}): the mean of the labels would predict better"
     return None
 
 

@@ -9,15 +9,18 @@ days, and an effect that is worth a look. `docs/monitoring.md` has what was meas
 It decides from profiles alone; it knows neither files nor pipelines.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from itertools import pairwise
 from typing import Literal, Self
 
 import numpy as np
 
-from batch_platform.core.monitoring.profile import BUCKETS, ColumnProfile, Profile
+from batch_platform.core.monitoring.day_statistics import DayValue, Yardstick, only_grows
+from batch_platform.core.monitoring.normal import Normal
+from batch_platform.core.monitoring.profile import Profile
 from batch_platform.errors import MonitoringError
 
 # With fewer days the spread between days cannot be estimated at all.
@@ -27,13 +30,12 @@ DAYS_PER_QUARTER = 91
 _FALSE_DISCOVERY_RATE = 0.005
 _REPEATED_P = 0.002
 _MEMORY_DAYS = 3
-_TOP_CATEGORIES = 20
-_DAYS_PER_WEEKDAY = 4
 # Effects below these are not worth anybody's time, however sure.
-_FLOORS = {"mean rank": 0.04, "spread of ranks": 0.02, "null rate": 0.05, "share": 0.04, "mean vector": 0.02}
-# A string column with more distinct values than this share of its rows is text or a key: only lengths count.
-_TEXT_SHARE = 0.5
+_FLOORS = {"mean rank": 0.04, "spread of ranks": 0.02, "null rate": 0.05, "share": 0.04, "mean vector": 0.005}
+# By chance so many days in a row would rise once in 5,000 columns.
+_DAYS_OF_GROWTH = 7
 _NAMED_FINDINGS = 5
+_LARGEST_SCORE = 99.0
 
 Direction = Literal["up", "down", "changed"]
 Status = Literal["ok", "alert", "not enough history", "no rows"]
@@ -47,7 +49,8 @@ class Finding:
         column: the column's name.
         statistic: mean rank, spread of ranks, null rate, share of VALUE, mean vector, or schema.
         direction: up or down against the reference.
-        effect: in the statistic's unit: ranks 0..1, asin-sqrt of a share, cosine distance.
+        effect: in the statistic's unit: ranks 0..1, arcsine of the root of a share, squared distance over the
+            variance of the reference's rows.
         z: effect in units of its expected spread.
         p: two-sided, under no drift.
     """
@@ -71,6 +74,7 @@ class Verdict:
         reference_days: days in the reference.
         scores: column -> the largest |z| of its statistics, for plots.
         message: one plain sentence.
+        not_judged: columns of which only nulls are judged, as their numbers only grow from day to day.
     """
 
     status: Status
@@ -79,6 +83,7 @@ class Verdict:
     reference_days: int = 0
     scores: Mapping[str, float] = field(default_factory=dict)
     message: str = ""
+    not_judged: tuple[str, ...] = ()
 
     @property
     def alert(self) -> bool:
@@ -86,39 +91,21 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Value:
-    """A statistic of one day: its value, and the variance that sampling so many rows gives it."""
+class _Fitted:
+    """What was learnt of the reference."""
 
-    value: float
-    sampling: float
-
-
-@dataclass(frozen=True)
-class _Expected:
-    """A statistic's distribution over the reference days."""
-
-    centres: Mapping[int, float]  # by weekday; -1: all days
-    between: float  # variance between days
+    yardstick: Yardstick
+    normal: Mapping[tuple[str, str], Normal]
+    growing: frozenset[str]
     days: int
-
-    def z(self, day: date, seen: _Value) -> tuple[float, float]:
-        """Effect, and effect over its expected spread."""
-        centre = self.centres.get(day.weekday(), self.centres[-1])
-        effect = seen.value - centre
-        spread = np.sqrt(self.between * (1 + 1 / self.days) + seen.sampling)
-        return effect, float(effect / spread) if spread else float(np.sign(effect)) * np.inf
+    kappa: float
 
 
 class DriftMonitor:
     """Judges days, in date order, against a frozen reference; made by `fit`."""
 
-    def __init__(
-        self, pooled: Profile, expected: Mapping[tuple[str, str], _Expected], days: int, kappa: float
-    ) -> None:
-        self._pooled = pooled
-        self._expected = expected
-        self._days = days
-        self._kappa = kappa
+    def __init__(self, fitted: _Fitted) -> None:
+        self._fitted = fitted
         self._recent: deque[set[tuple[str, str, Direction]]] = deque(maxlen=_MEMORY_DAYS - 1)
 
     @classmethod
@@ -126,178 +113,97 @@ class DriftMonitor:
         """Learn what is normal.
 
         Args:
-            reference: day and profile of each reference partition; days without rows are left out.
+            reference: day and profile of each reference partition; partitions without rows are left out.
             false_alarms_per_quarter: budget of false alarms; a smaller one divides every z by more.
 
         Raises:
             MonitoringError: the budget is not above 0.
         """
-        days = [(day, profile) for day, profile in reference if profile.rows]
-        pooled = Profile()
-        for _, profile in days:
-            pooled = _merged(pooled, profile)
-        seen: dict[tuple[str, str], list[tuple[date, _Value]]] = {}
+        days = sorted(
+            ((day, profile) for day, profile in reference if profile.rows), key=lambda pair: pair[0]
+        )
+        yardstick = Yardstick([profile for _, profile in days])
+        seen: dict[tuple[str, str], list[tuple[date, DayValue]]] = {}
         for day, profile in days:
-            for key, value in _statistics(pooled, profile):
+            for key, value in yardstick.statistics(profile):
                 seen.setdefault(key, []).append((day, value))
-        enough = {key: values for key, values in seen.items() if len(values) >= MINIMUM_REFERENCE_DAYS}
-        expected = {key: _expect(values) for key, values in enough.items()}
-        return cls(pooled, expected, len(days), _kappa(false_alarms_per_quarter))
+        normal = {
+            key: Normal.of(*zip(*values, strict=True))
+            for key, values in seen.items()
+            if len(values) >= MINIMUM_REFERENCE_DAYS
+        }
+        growing = frozenset(_growing([profile for _, profile in days]))
+        kappa = _kappa(false_alarms_per_quarter, _per_quarter([day for day, _ in days]))
+        return cls(_Fitted(yardstick, normal, growing, len(days), kappa))
 
     def restarted(self) -> "DriftMonitor":
-        """The same monitor without memory of days judged."""
-        return DriftMonitor(self._pooled, self._expected, self._days, self._kappa)
+        """A monitor with the same reference that has judged no day yet."""
+        return DriftMonitor(self._fitted)
 
     def judge(self, day: date, profile: Profile) -> Verdict:
         """Decide on a day; call in date order, as the two-of-three rule remembers the days before."""
-        if self._days < MINIMUM_REFERENCE_DAYS:
-            words = f"not enough history: {self._days} reference days, {MINIMUM_REFERENCE_DAYS} are needed at least"
-            return Verdict("not enough history", (), profile.rows, self._days, {}, words)
+        days = self._fitted.days
+        if days < MINIMUM_REFERENCE_DAYS:
+            words = f"not enough history: {days} reference days, {MINIMUM_REFERENCE_DAYS} are needed at least"
+            return Verdict("not enough history", (), profile.rows, days, {}, words)
         if not profile.rows:
-            return Verdict("no rows", (), 0, self._days, {}, "no rows to judge")
+            return Verdict("no rows", (), 0, days, {}, "no rows to judge")
         candidates = list(self._candidates(day, profile))
         strong = [finding for finding in candidates if finding.p < _REPEATED_P and _worth_a_look(finding)]
         alarming = {
             *(finding for finding in _discoveries(candidates) if _worth_a_look(finding)),
             *(finding for finding in strong if any(_key(finding) in earlier for earlier in self._recent)),
-            *self._schema_changes(profile),
+            *(_schema_change(column) for column in self._fitted.yardstick.schema_changes(profile)),
         }
         self._recent.append({_key(finding) for finding in strong})
-        findings = tuple(sorted(alarming, key=lambda finding: (finding.p, -abs(finding.z), finding.column)))
-        scores = {finding.column: 0.0 for finding in candidates}
-        for finding in candidates:
-            scores[finding.column] = max(scores[finding.column], min(abs(finding.z), 99.0))
-        words = _sentence(findings) if findings else f"no drift found against {self._days} reference days"
-        return Verdict("alert" if findings else "ok", findings, profile.rows, self._days, scores, words)
+        findings = tuple(sorted(alarming, key=lambda f: (f.p, -abs(f.z), f.column, f.statistic)))
+        not_judged = tuple(sorted(self._fitted.growing & profile.columns.keys()))
+        words = _sentence(findings) if findings else f"no drift found against {days} reference days"
+        if not_judged:
+            words += f"; not judged, as they only grow: {_few(not_judged)}"
+        status: Status = "alert" if findings else "ok"
+        return Verdict(status, findings, profile.rows, days, _scores(candidates, findings), words, not_judged)
 
     def _candidates(self, day: date, profile: Profile) -> Iterator[Finding]:
-        from scipy.stats import t
+        from scipy.special import stdtr
 
-        for (column, statistic), seen in _statistics(self._pooled, profile):
-            expected = self._expected.get((column, statistic))
-            if expected is None:
+        for (column, statistic), seen in self._fitted.yardstick.statistics(profile):
+            normal = self._fitted.normal.get((column, statistic))
+            if normal is None or (column in self._fitted.growing and statistic != "null rate"):
                 continue
-            effect, raw = expected.z(day, seen)
-            z = raw / self._kappa
-            degrees = expected.days - len(expected.centres)
-            p = float(2 * t.sf(abs(z), max(1, degrees)))
-            yield Finding(column, statistic, "up" if effect > 0 else "down", float(effect), z, p)
-
-    def _schema_changes(self, profile: Profile) -> Iterator[Finding]:
-        known, seen = self._pooled.columns, profile.columns
-        for column in known.keys() | seen.keys():
-            if column not in seen or column not in known or not _same_form(known[column], seen[column]):
-                yield Finding(column, "schema", "changed", 1.0, np.inf, 0.0)
+            effect, raw, degrees = normal.deviation(day, seen)
+            z = raw / self._fitted.kappa
+            p = float(2 * stdtr(degrees, -abs(z)))
+            yield Finding(column, statistic, "up" if effect > 0 else "down", effect, z, p)
 
 
-# -- statistics of a day ----------------------------------------------------------------------------------
+# -- the reference ----------------------------------------------------------------------------------------
 
 
-def _statistics(pooled: Profile, profile: Profile) -> Iterator[tuple[tuple[str, str], _Value]]:
-    for name, column in profile.columns.items():
-        reference = pooled.columns.get(name)
-        if reference is None or reference.kind != column.kind or not column.rows:
-            continue
-        # NaN and infinity carry no value either; they are in no bin, so nothing else would see them.
-        missing = column.nulls + column.bad
-        yield (name, "null rate"), _share(missing, column.rows)
-        if column.rows == missing:
-            continue
-        if column.kind == "number" or (column.kind == "string" and _is_text(reference)):
-            suffix = "" if column.kind == "number" else " of lengths"
-            for statistic, value in _ranks(reference.bins, column.bins):
-                yield (name, statistic + suffix), value
-        elif column.kind in ("string", "boolean"):
-            for statistic, value in _shares(reference, column):
-                yield (name, statistic), value
-        elif column.kind == "vector" and len(column.sums) == len(reference.sums) and column.sums:
-            yield (name, "mean vector"), _distance(reference, column)
-
-
-def _same_form(known: ColumnProfile, seen: ColumnProfile) -> bool:
-    """Whether two columns hold the same kind of values; of vectors also the same length."""
-    if known.kind != seen.kind or (seen.mixed and not known.mixed):
-        return False
-    return known.mixed or not known.sums or not seen.sums or len(known.sums) == len(seen.sums)
-
-
-def _is_text(column: ColumnProfile) -> bool:
-    values = column.rows - column.nulls
-    # Buckets saturate: so many in use means too many distinct values to be categories.
-    return len(column.buckets) > min(BUCKETS * 0.6, max(_TOP_CATEGORIES, _TEXT_SHARE * values))
-
-
-def _ranks(reference: Mapping[int, int], day: Mapping[int, int]) -> Iterator[tuple[str, _Value]]:
-    """Mean rank of the day's values among the reference's, and the mean distance of the ranks from 1/2."""
-    places = np.array(sorted(reference))
-    counts = np.array([reference[place] for place in places.tolist()], float)
-    if not day or not len(places):
+def _growing(days: Sequence[Profile]) -> Iterator[str]:
+    """Columns of numbers that move on with every reference day: counters, times, running ids."""
+    if len(days) < _DAYS_OF_GROWTH:
         return
-    below = np.concatenate([[0.0], np.cumsum(counts)])
-    own, weights = np.array(list(day)), np.array(list(day.values()), float)
-    left, right = np.searchsorted(places, own), np.searchsorted(places, own, side="right")
-    ranks = (below[left] + below[right]) / 2 / below[-1]
-    rows = weights.sum()
-    for name, values in (("mean rank", ranks), ("spread of ranks", np.abs(ranks - 0.5))):
-        mean = float((values * weights).sum() / rows)
-        # At least the variance of one row in the reference, so that a day of equal values is not taken for sure.
-        variance = max(float(((values - mean) ** 2 * weights).sum() / rows), 1 / 48)
-        yield name, _Value(mean, variance / rows)
+    shared = set.intersection(*(set(day.columns) for day in days))
+    for name in shared:
+        columns = [day.columns[name] for day in days]
+        is_number = all(column.kind == "number" and column.numbers.places for column in columns)
+        if is_number and only_grows(columns):
+            yield name
 
 
-def _shares(reference: ColumnProfile, column: ColumnProfile) -> Iterator[tuple[str, _Value]]:
-    ranked = sorted(reference.buckets.items(), key=lambda item: (-item[1], item[0]))
-    top = [place for place, _ in ranked[:_TOP_CATEGORIES]]
-    values = column.rows - column.nulls
-    for place in top:
-        yield f"share of {reference.names[place]!r}", _share(column.buckets.get(place, 0), values)
-    rest = values - sum(column.buckets.get(place, 0) for place in top)
-    yield "share of other values", _share(rest, values)
+def _per_quarter(days: Sequence[date]) -> float:
+    """How many partitions a quarter has, by the reference; gaps of single days do not count."""
+    if len(days) < MINIMUM_REFERENCE_DAYS:
+        return DAYS_PER_QUARTER
+    between = sorted((after - before).days for before, after in pairwise(days))
+    usual = between[len(between) // 2]
+    a_day = 1 / usual if usual else max(Counter(days).values())
+    return DAYS_PER_QUARTER * a_day
 
 
-def _share(count: int, rows: int) -> _Value:
-    """A share on the arcsine scale, where its sampling variance is 1/(4 rows) whatever the share."""
-    return _Value(float(np.arcsin(np.sqrt(count / rows))), 1 / (4 * rows))
-
-
-def _distance(reference: ColumnProfile, column: ColumnProfile) -> _Value:
-    """Cosine distance between the mean vectors."""
-    one, other = np.array(reference.sums), np.array(column.sums)
-    norms = np.linalg.norm(one) * np.linalg.norm(other)
-    distance = 1 - float(one @ other / norms) if norms else 1.0
-    return _Value(distance, 1 / (column.rows * max(1, len(one))))
-
-
-# -- what is normal ---------------------------------------------------------------------------------------
-
-
-def _expect(values: list[tuple[date, _Value]]) -> _Expected:
-    all_days = float(np.mean([value.value for _, value in values]))
-    centres = {-1: all_days}
-    by_weekday: dict[int, list[float]] = {}
-    for day, value in values:
-        by_weekday.setdefault(day.weekday(), []).append(value.value)
-    if all(len(by_weekday.get(weekday, ())) >= _DAYS_PER_WEEKDAY for weekday in range(7)):
-        centres |= {weekday: float(np.mean(found)) for weekday, found in by_weekday.items()}
-    residuals = np.array([value.value - centres.get(day.weekday(), all_days) for day, value in values])
-    freedom = max(1, len(values) - max(1, len(centres) - 1))
-    total = float((residuals**2).sum() / freedom)
-    sampling = float(np.mean([value.sampling for _, value in values]))
-    return _Expected(centres, max(0.0, total - sampling), len(values))
-
-
-def _merged(pooled: Profile, profile: Profile) -> Profile:
-    """Merge, leaving out a column that changed its kind within the reference: the first kind stands."""
-    fitting = {
-        name: column
-        for name, column in profile.columns.items()
-        if name not in pooled.columns or pooled.columns[name].kind == column.kind
-    }
-    return pooled.merge(Profile(fitting, profile.rows))
-
-
-def _kappa(false_alarms_per_quarter: float) -> float:
-    """Divisor of every z: 1.25 for one false alarm a quarter, larger for fewer.
+def _kappa(false_alarms_per_quarter: float, judgements_per_quarter: float) -> float:
+    """Divisor of every z: 1 for one false alarm in a quarter of daily judgements, larger for fewer.
 
     On a normal tail the rate of exceedances falls by e for each 1/z in z; around z = 4.5 a factor of ten in the
     budget is worth about 0.1 in kappa.
@@ -306,7 +212,8 @@ def _kappa(false_alarms_per_quarter: float) -> float:
         raise MonitoringError(
             f"drift.false_alarms_per_quarter is {false_alarms_per_quarter}: it must be above 0; 1 is usual"
         )
-    return float(np.clip(1.25 - 0.1 * np.log10(false_alarms_per_quarter), 1.0, 2.0))
+    per_judgement = false_alarms_per_quarter / judgements_per_quarter
+    return float(np.clip(1.0 - 0.1 * np.log10(per_judgement * DAYS_PER_QUARTER), 0.8, 1.8))
 
 
 # -- deciding ---------------------------------------------------------------------------------------------
@@ -322,6 +229,10 @@ def _discoveries(candidates: Iterable[Finding]) -> list[Finding]:
     return ranked[:passed]
 
 
+def _schema_change(column: str) -> Finding:
+    return Finding(column, "schema", "changed", 1.0, np.inf, 0.0)
+
+
 def _worth_a_look(finding: Finding) -> bool:
     floor = next(value for name, value in _FLOORS.items() if finding.statistic.startswith(name))
     return abs(finding.effect) >= floor
@@ -331,13 +242,22 @@ def _key(finding: Finding) -> tuple[str, str, Direction]:
     return finding.column, finding.statistic, finding.direction
 
 
+def _scores(candidates: Iterable[Finding], findings: Iterable[Finding]) -> dict[str, float]:
+    scores: dict[str, float] = {}
+    for finding in [*candidates, *findings]:
+        scores[finding.column] = max(scores.get(finding.column, 0.0), min(abs(finding.z), _LARGEST_SCORE))
+    return scores
+
+
 def _sentence(findings: Sequence[Finding]) -> str:
-    columns = list(dict.fromkeys(finding.column for finding in findings))
-    named = ", ".join(
-        f"{finding.column} ({finding.statistic} {finding.direction})"
-        for finding in [
-            next(f for f in findings if f.column == column) for column in columns[:_NAMED_FINDINGS]
-        ]
-    )
-    more = f" and {len(columns) - _NAMED_FINDINGS} more columns" if len(columns) > _NAMED_FINDINGS else ""
-    return f"drift in {named}{more}"
+    shown: dict[str, Finding] = {}
+    for finding in findings:
+        # A shift widens the ranks as well: where both are found the shift is what a reader understands.
+        if finding.column not in shown or finding.statistic == "mean rank":
+            shown[finding.column] = finding
+    return f"drift in {_few([f'{name} ({f.statistic} {f.direction})' for name, f in shown.items()])}"
+
+
+def _few(words: Sequence[str]) -> str:
+    more = len(words) - _NAMED_FINDINGS
+    return ", ".join(words[:_NAMED_FINDINGS]) + (f" and {more} more columns" if more > 0 else "")

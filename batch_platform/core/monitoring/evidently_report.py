@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batch_platform.core.data import files
@@ -92,26 +94,33 @@ def _evidently(current: pa.Table, reference: pa.Table, request: RenderRequest) -
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
-    numbers, categories = _columns(current, reference)
-    columns = [*numbers, *categories]
-    if not columns:
+    drawings = _drawings(current, reference)
+    if not drawings:
         return ""
-    frames = [_frame(table, numbers, categories, reference) for table in (current, reference)]
+    frames = [_frame(table, drawings, reference) for table in (current, reference)]
     definition = DataDefinition(
-        numerical_columns=[html.escape(name) for name in numbers],
-        categorical_columns=[html.escape(name) for name in categories],
+        numerical_columns=[drawing.name for drawing in drawings if not drawing.is_category],
+        categorical_columns=[drawing.name for drawing in drawings if drawing.is_category],
     )
     preset = DataDriftPreset(
-        columns=[html.escape(name) for name in columns],
+        columns=[drawing.name for drawing in drawings],
         per_column_method={
-            html.escape(name): _verdict_test(place, name, request) for place, name in enumerate(columns)
+            drawing.name: _verdict_test(place, drawing.column, request)
+            for place, drawing in enumerate(drawings)
         },
-        drift_share=_alarming_share(columns, request.detected),
+        drift_share=_alarming_share(drawings, request.detected),
         include_tests=False,
     )
     now, then = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
     snapshot = Report([preset]).run(now, then)
     return snapshot.get_html_str(as_iframe=False)
+
+
+def _alarming_share(drawings: list["_Drawing"], detected: frozenset[str]) -> float:
+    """From which share of detected columns Evidently's headline says "detected": so that it says what we decided."""
+    if detected and detected.isdisjoint(drawing.column for drawing in drawings):
+        return 0.0  # only columns that cannot be drawn moved: one that is gone, say
+    return round(0.5 / len(drawings), 4)
 
 
 def _verdict_test(place: int, column: str, request: RenderRequest) -> Any:
@@ -134,51 +143,80 @@ def _verdict_test(place: int, column: str, request: RenderRequest) -> Any:
     return test
 
 
-def _alarming_share(columns: list[str], detected: frozenset[str]) -> float:
-    """The share of drawn columns from which Evidently's headline says "detected", so that it says what we decided."""
-    if detected and detected.isdisjoint(columns):
-        return 0.0  # only columns that cannot be drawn moved, e.g. one that is gone
-    return 1 / len(columns)
+# -- what is drawn ----------------------------------------------------------------------------------------
 
 
-def _columns(current: pa.Table, reference: pa.Table) -> tuple[list[str], list[str]]:
-    """Names of the columns that can be drawn: numbers with a value in both samples, and categories."""
-    numbers, categories = [], []
-    for name in current.column_names:
-        if name not in reference.column_names or current[name].type != reference[name].type:
+@dataclass(frozen=True)
+class _Drawing:
+    """One distribution of the page.
+
+    Attributes:
+        column: the column's name.
+        name: its name on the page, safe as markup and unique there.
+        is_category: values are categories, not numbers.
+        is_length: of long texts the number of characters is drawn.
+    """
+
+    column: str
+    name: str
+    is_category: bool = False
+    is_length: bool = False
+
+
+def _drawings(current: pa.Table, reference: pa.Table) -> list[_Drawing]:
+    """The columns that can be drawn: they are in both samples, and numbers have a value in both."""
+    found: list[_Drawing] = []
+    for column in current.column_names:
+        if column not in reference.column_names or current[column].type != reference[column].type:
             continue
-        kind = current[name].type
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            # Evidently cannot draw a column without values; the summary says how many are missing.
-            if all(np.isfinite(_numbers(table[name])).any() for table in (current, reference)):
-                numbers.append(name)
-        elif pa.types.is_boolean(kind) or (pa.types.is_string(kind) and not _is_text(reference[name])):
-            categories.append(name)
-    return numbers, categories
+        is_text = _is_string(current[column].type) and any(
+            map(_is_text, (current[column], reference[column]))
+        )
+        is_number = _is_number(current[column].type)
+        name = html.escape(f"{column} (characters)" if is_text else column)
+        while name in {drawing.name for drawing in found}:
+            name += " "
+        drawing = _Drawing(column, name, not (is_text or is_number), is_text)
+        # Evidently cannot draw numbers without a value; the summary says how many are missing.
+        if drawing.is_category or all(np.isfinite(_numbers(t, drawing)).any() for t in (current, reference)):
+            found.append(drawing)
+    return found
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_text(column: pa.ChunkedArray) -> bool:
     distinct = column.drop_null().unique()
-    longest = max((len(value) for value in distinct.to_pylist()), default=0)
+    longest = pc.max(pc.utf8_length(distinct)).as_py() or 0
     return longest > _CATEGORY_CHARACTERS or len(distinct) > max(_MAX_CATEGORIES, len(column) // 2)
 
 
-def _frame(table: pa.Table, numbers: list[str], categories: list[str], reference: pa.Table) -> "pd.DataFrame":
+def _frame(table: pa.Table, drawings: list[_Drawing], reference: pa.Table) -> "pd.DataFrame":
     import pandas as pd
 
-    columns: dict[str, Any] = {html.escape(name): _numbers(table[name]) for name in numbers}
-    for name in categories:
-        kept = _frequent(reference[name])
-        columns[html.escape(name)] = pd.Series(
-            [_category(value, kept) for value in table[name].to_pylist()], dtype=object
-        )
+    columns: dict[str, Any] = {}
+    for drawing in drawings:
+        if drawing.is_category:
+            kept = _frequent(reference[drawing.column])
+            texts = [_category(value, kept) for value in table[drawing.column].to_pylist()]
+            columns[drawing.name] = pd.Series(texts, dtype=object)
+        else:
+            columns[drawing.name] = _numbers(table, drawing)
     return pd.DataFrame(columns)
 
 
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Values as (rows,) float64; what is no finite number as NaN, as Evidently cannot draw infinity."""
-    values = column.to_numpy().astype("float64")
-    return np.where(np.isfinite(values), values, np.nan)
+def _numbers(table: pa.Table, drawing: _Drawing) -> npt.NDArray[np.float64]:
+    """Values or lengths, (rows,); what is no finite number is NaN, as infinity cannot be drawn."""
+    column = table[drawing.column]
+    values = pc.utf8_length(column) if drawing.is_length else column
+    numbers = values.to_numpy().astype(np.float64)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
 def _frequent(column: pa.ChunkedArray) -> set[Any]:

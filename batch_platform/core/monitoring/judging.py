@@ -4,7 +4,7 @@ Decides when there is enough history, what the reference is, and which days are 
 partition gets the same judgement whatever was judged after it. It does not know the lake.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
@@ -47,67 +47,61 @@ def judge_partition(
     Args:
         store: the pipeline's monitoring files.
         partition_key: the partition to judge.
-        days: day of every partition key of the pipeline up to this one.
-        profiles: by group.
+        days: day of every partition key that has profiles or is in the reference.
+        profiles: by group; the rows of the first one tell whether a partition has rows.
         reference_partitions: size of the reference.
         false_alarms_per_quarter: for the whole pipeline; the groups share it.
+
+    Raises:
+        MonitoringError: a profile or the reference cannot be read.
     """
     store.save_profiles(partition_key, dict(profiles))
-    group = next(iter(profiles))
-    before = [key for key in store.keys(group) if key in days and key < partition_key]
+    before = [key for key in store.keys(*profiles) if key < partition_key]
+    first_group = next(iter(profiles))
     reference = store.current()
-    # A profile is read only where its rows decide something: a long history would cost seconds a partition.
     if reference is None:
-        earlier = list(islice(_with_rows(store, group, before), reference_partitions))
-        if len(earlier) >= reference_partitions:
-            why = "the first partitions with rows"
-            reference = store.freeze(earlier, list(profiles), "batch_platform", why)
-    if reference is not None:
-        after = [key for key in before if key > reference.keys[-1]]
-        earlier = list(islice(_with_rows(store, group, reversed(after)), _LOOK_BACK))[::-1]
+        history = list(islice(_with_rows(store, first_group, before), reference_partitions))
+        if len(history) < reference_partitions:
+            return DriftJudgement(_waiting(profiles, len(history), reference_partitions), None)
+        why = "the first partitions with rows"
+        reference = store.freeze(history, list(profiles), "batch_platform", why)
+    if partition_key <= reference.keys[-1]:
+        return DriftJudgement(_inside(profiles, reference), reference)
+    after = [key for key in before if key > reference.keys[-1]]
+    earlier = list(islice(_with_rows(store, first_group, reversed(after)), _LOOK_BACK))[::-1]
     budget = false_alarms_per_quarter / len(profiles)
-    verdicts = {
-        name: _judge(
-            store, name, partition_key, days, profile, reference, earlier, reference_partitions, budget
-        )
-        for name, profile in profiles.items()
-    }
+    verdicts = {}
+    for group, profile in profiles.items():
+        reference_days = tuple(days[key] for key in reference.keys)
+        monitor = _fitted(store, reference, group, reference_days, budget).restarted()
+        for key in earlier:
+            monitor.judge(days[key], store.load_profile(group, key))
+        verdicts[group] = monitor.judge(days[partition_key], profile)
     return DriftJudgement(verdicts, reference)
 
 
-def _with_rows(store: ReferenceStore, group: str, keys: Iterable[str]) -> Iterator[str]:
-    return (key for key in keys if store.load_profile(group, key).rows)
-
-
-def _judge(
-    store: ReferenceStore,
-    group: str,
-    partition_key: str,
-    days: Mapping[str, date],
-    profile: Profile,
-    reference: Reference | None,
-    earlier: Sequence[str],
-    wanted: int,
-    budget: float,
-) -> Verdict:
-    if reference is None:
-        words = (
-            f"not enough history: {len(earlier)} of {wanted} reference partitions with rows before this one"
-        )
-        return Verdict("not enough history", (), profile.rows, 0, {}, words)
-    if partition_key <= reference.keys[-1]:
-        words = f"not enough history: not after reference {reference.version} ({reference.keys[0]} to {reference.keys[-1]})"
-        return Verdict("not enough history", (), profile.rows, len(reference.keys), {}, words)
-    monitor = _fitted(store, reference, group, tuple(days[key] for key in reference.keys), budget).restarted()
-    for key in earlier:
-        monitor.judge(days[key], store.load_profile(group, key))
-    return monitor.judge(days[partition_key], profile)
-
-
-# A frozen reference never changes; fitting one of 56 days costs half a second, which each date would pay.
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=8)
 def _fitted(
     store: ReferenceStore, reference: Reference, group: str, days: tuple[date, ...], budget: float
 ) -> DriftMonitor:
-    profiles = (store.reference_profile(reference, group, key) for key in reference.keys)
+    """The monitor of a reference. A reference never changes, so a range of dates fits it once."""
+    profiles = [store.reference_profile(reference, group, key) for key in reference.keys]
     return DriftMonitor.fit(list(zip(days, profiles, strict=True)), budget)
+
+
+def _with_rows(store: ReferenceStore, group: str, keys: Iterable[str]) -> Iterator[str]:
+    return (key for key in keys if store.rows(group, key))
+
+
+def _waiting(profiles: Mapping[str, Profile], found: int, wanted: int) -> dict[str, Verdict]:
+    words = f"not enough history: {found} of {wanted} reference partitions with rows before this one"
+    return {group: Verdict("not enough history", (), p.rows, 0, {}, words) for group, p in profiles.items()}
+
+
+def _inside(profiles: Mapping[str, Profile], reference: Reference) -> dict[str, Verdict]:
+    days = len(reference.keys)
+    span = f"{reference.keys[0]} to {reference.keys[-1]}"
+    words = f"not enough history: not after reference {reference.version} ({span})"
+    return {
+        group: Verdict("not enough history", (), p.rows, days, {}, words) for group, p in profiles.items()
+    }

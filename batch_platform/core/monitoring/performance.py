@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 _Z = 1.959964  # 97.5 % point of the normal distribution
 _SMALLEST_PROBABILITY = 1e-7
+# DeLong's variance is a variance over the rows of each class: of a few rows it says too little.
+_ENOUGH_OF_A_CLASS = 10
 
 Floats = npt.NDArray[np.float64]
 
@@ -72,13 +74,15 @@ def classification(
     metrics["brier"] = float(((score - is_positive) ** 2).mean())
     metrics |= _retrieval(is_positive, said)
     auc = auc_interval(score, is_positive)
-    notes = () if auc is not None else ("AUC needs labels of both classes",)
     metrics |= dict(zip(("auc", "auc_low", "auc_high"), auc or (None, None, None), strict=True))
-    return Performance(rows, metrics, notes)
+    return Performance(rows, metrics, _auc_notes(auc))
 
 
 def regression(predicted: Floats, truth: Floats) -> Performance:
-    """Measure a regression: mae, rmse, bias (predicted minus true) and r2.
+    """Measure a regression: mae, rmse, bias (predicted minus true), and r2 with a 95 % interval.
+
+    The interval takes the spread of the labels as given: it is that of the mean difference between the squared
+    errors of the model and of the labels' mean.
 
     Args:
         predicted: (rows,).
@@ -88,13 +92,17 @@ def regression(predicted: Floats, truth: Floats) -> Performance:
     if not rows:
         return Performance(0, {}, ("no labelled rows",))
     error = predicted - truth
-    spread = float(((truth - truth.mean()) ** 2).sum())
-    r2 = 1 - float((error**2).sum()) / spread if spread else None
+    by_mean = (truth - truth.mean()) ** 2
+    spread = float(by_mean.mean())
+    r2 = 1 - float((error**2).mean()) / spread if spread else None
+    half = _Z * float(np.sqrt(_variance(error**2 - by_mean) / rows)) / spread if spread else 0.0
     metrics = {
         "mae": float(np.abs(error).mean()),
         "rmse": float(np.sqrt((error**2).mean())),
         "bias": float(error.mean()),
         "r2": r2,
+        "r2_low": None if r2 is None else r2 - half,
+        "r2_high": None if r2 is None else r2 + half,
     }
     return Performance(rows, metrics, () if r2 is not None else ("R2 needs labels that differ",))
 
@@ -108,20 +116,35 @@ def wilson_interval(right: int, rows: int) -> tuple[float, float]:
     return float(max(0.0, (middle - half) / scale)), float(min(1.0, (middle + half) / scale))
 
 
-def auc_interval(score: Floats, is_positive: npt.NDArray[np.bool_]) -> tuple[float, float, float] | None:
-    """AUC and its 95 % interval (DeLong et al., Biometrics 44, 1988, by midranks); None for one class only."""
+def auc_interval(
+    score: Floats, is_positive: npt.NDArray[np.bool_]
+) -> tuple[float, float | None, float | None] | None:
+    """AUC and its 95 % interval (DeLong et al., Biometrics 44, 1988, by midranks); None for one class only.
+
+    The bounds are None where a class has too few rows to tell them.
+    """
     positives, negatives = score[is_positive], score[~is_positive]
     m, n = len(positives), len(negatives)
     if not m or not n:
         return None
     ranks = _midranks(score)
     auc = (ranks[is_positive].sum() - m * (m + 1) / 2) / (m * n)
+    if min(m, n) < _ENOUGH_OF_A_CLASS:
+        return float(auc), None, None
     # Share of the other class that each score beats.
     by_positive = (ranks[is_positive] - _midranks(positives)) / n
     by_negative = 1 - (ranks[~is_positive] - _midranks(negatives)) / m
     variance = _variance(by_positive) / m + _variance(by_negative) / n
     half = _Z * float(np.sqrt(variance))
     return float(auc), float(max(0.0, auc - half)), float(min(1.0, auc + half))
+
+
+def _auc_notes(auc: tuple[float, float | None, float | None] | None) -> tuple[str, ...]:
+    if auc is None:
+        return ("AUC needs labels of both classes",)
+    if auc[1] is None:
+        return (f"an interval of AUC needs {_ENOUGH_OF_A_CLASS} labels of each class",)
+    return ()
 
 
 def _retrieval(is_positive: npt.NDArray[np.bool_], said: npt.NDArray[np.bool_]) -> dict[str, float | None]:

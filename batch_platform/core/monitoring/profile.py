@@ -1,32 +1,41 @@
 """What one partition's table looked like, in a few kilobytes: exactly mergeable, for any number of rows.
 
-Decides what is counted of a column. Counts are on fixed bins and buckets, so that the profile of two batches is
-the sum of their profiles, bit for bit. What is normal, and what is a change, is not decided here.
+Decides what is counted of a column. Everything counted is a sum of integers, on bins that follow from the values
+alone, so that the profiles of two batches, merged, are the profile of both, bit for bit. What is normal, and what
+is a change, is not decided here.
 """
 
 import json
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch_platform.core.monitoring.histogram import Histogram, places_of
 from batch_platform.errors import MonitoringError
 
-Kind = Literal["number", "string", "boolean", "time", "vector"]
+Kind = Literal["number", "string", "boolean", "time", "vector", "empty"]
 
-FORMAT = 1
-# Bins of numbers: zero, and on both sides of it steps of 2 %.
-_STEP = np.log(1.02)
-_SMALLEST = 1e-9
-_LARGEST = 1e290
-# Strings are counted in buckets of their hash, so that any number of distinct values merges exactly.
-BUCKETS = 1024
+FORMAT = 2
+_HEADER = re.compile(rb"batch_platform profile ([0-9]{1,9}) rows ([0-9]{1,18})\n")
+HEADER_BYTES = 64  # a header is never longer
+
+# With 512 bins a bell curve has bins of about a hundredth of its rows; 2 % of the numbers or finer.
+NUMBER_BINS = 512
+# Strings are counted by their hash. Up to so many distinct ones each has a bin, and its name is kept.
+VALUE_BINS = 1024
 _NAME_CHARACTERS = 60
+
+# Vectors are summed in multiples of 2**-20; components beyond 2**20 would not be exact.
+_UNIT = 2**20
+# Norms are counted by 10 bits of their mantissa: of unit vectors only the rounding would be left otherwise.
+_NORM_BITS = 42
+DIFFERING = -1
 
 
 @dataclass(frozen=True)
@@ -34,51 +43,75 @@ class ColumnProfile:
     """Counts of one column.
 
     Attributes:
-        kind: what the column holds; timestamps are only counted, as their values always move.
+        kind: what the column holds. Of timestamps only nulls are counted, as their values always move; `empty`
+            is a column without a type, all null.
         rows: all rows.
         nulls: rows without a value.
-        bad: infinite or NaN numbers.
-        bins: number bin -> rows; for strings the bins of their lengths in characters.
-        buckets: strings and booleans: bucket of the value -> rows.
-        names: bucket -> the first value in it by order, to name it.
-        sums: vectors: sum of each component over rows, (dimension,); empty where lengths differ.
-        mixed: vectors of different lengths, or empty ones, were seen.
+        bad: NaN or infinite numbers; vectors that are empty, or hold such or huge components.
+        numbers: numbers by value, strings by their length in characters, vectors by their norm.
+        values: strings and booleans by the hash of their value.
+        names: the value in each bin of `values`; empty where there are more values than bins.
+        dimension: of vectors; 0 before the first, `DIFFERING` where it is not the same for all.
+        sums: vectors: sum of each component, (dimension,), in units of 2**-20.
+        squares: vectors: sum of the squared norms, in units of 2**-20.
     """
 
     kind: Kind
     rows: int = 0
     nulls: int = 0
     bad: int = 0
-    bins: Mapping[int, int] = field(default_factory=dict)
-    buckets: Mapping[int, int] = field(default_factory=dict)
-    names: Mapping[int, str] = field(default_factory=dict)
-    sums: tuple[float, ...] = ()
-    mixed: bool = False
+    numbers: Histogram = field(default_factory=lambda: Histogram(NUMBER_BINS))
+    values: Histogram = field(default_factory=lambda: Histogram(VALUE_BINS))
+    names: tuple[str, ...] = ()
+    dimension: int = 0
+    sums: tuple[int, ...] = ()
+    squares: int = 0
 
-    def merge(self, other: "ColumnProfile") -> "ColumnProfile":
-        """The profile of both columns' rows together.
+    @property
+    def missing(self) -> int:
+        """Rows without a usable value: nulls, NaN and infinite numbers."""
+        return self.nulls + self.bad
+
+    @classmethod
+    def merged(cls, parts: Sequence["ColumnProfile"]) -> "ColumnProfile":
+        """The profile of all parts' rows together.
 
         Raises:
             MonitoringError: they hold different kinds of values.
         """
-        if self.kind != other.kind:
-            raise MonitoringError(f"a column of {self.kind} values cannot be merged with one of {other.kind}")
-        names = {**other.names, **self.names}
-        names |= {
-            place: min(self.names[place], other.names[place]) for place in self.names.keys() & other.names
-        }
-        mixed = self.mixed or other.mixed or len({len(sums) for sums in (self.sums, other.sums) if sums}) > 1
-        return ColumnProfile(
-            self.kind,
-            self.rows + other.rows,
-            self.nulls + other.nulls,
-            self.bad + other.bad,
-            _added(self.bins, other.bins),
-            _added(self.buckets, other.buckets),
-            names,
-            () if mixed else _summed(self.sums, other.sums),
-            mixed,
+        if len(parts) == 1:
+            return parts[0]
+        kinds = {part.kind for part in parts} - {"empty"}
+        if len(kinds) > 1:
+            raise MonitoringError(f"columns of {' and '.join(sorted(kinds))} values cannot be merged")
+        values = Histogram.merged((part.values for part in parts), VALUE_BINS)
+        dimension = _common({part.dimension for part in parts})
+        vectors = [part for part in parts if part.sums and dimension != DIFFERING]
+        return cls(
+            kinds.pop() if kinds else "empty",
+            sum(part.rows for part in parts),
+            sum(part.nulls for part in parts),
+            sum(part.bad for part in parts),
+            Histogram.merged((part.numbers for part in parts), NUMBER_BINS),
+            values,
+            _names(
+                values, (pair for part in parts for pair in zip(part.values.places, part.names, strict=False))
+            ),
+            dimension,
+            tuple(map(sum, zip(*(part.sums for part in vectors), strict=True))),
+            sum(part.squares for part in vectors),
         )
+
+    def to_values(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**vars(self), "numbers": self.numbers.to_values(), "values": self.values.to_values()}
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> "ColumnProfile":
+        """Read plain values."""
+        histograms = {name: Histogram.from_values(values[name]) for name in ("numbers", "values")}
+        tuples = {name: tuple(values[name]) for name in ("names", "sums")}
+        return cls(**{**values, **histograms, **tuples})
 
 
 @dataclass(frozen=True)
@@ -89,17 +122,38 @@ class Profile:
     rows: int = 0
 
     def merge(self, other: "Profile") -> "Profile":
-        """The profile of both tables' rows together; a column that one of them lacks is kept."""
-        shared = self.columns.keys() & other.columns.keys()
-        columns = {**self.columns, **other.columns}
-        columns |= {name: self.columns[name].merge(other.columns[name]) for name in shared}
-        return Profile(columns, self.rows + other.rows)
+        """The profile of both tables' rows together; a column that one of them lacks is kept.
+
+        Raises:
+            MonitoringError: a column holds different kinds of values.
+        """
+        return Profile.merged([self, other])
+
+    @classmethod
+    def merged(cls, profiles: Iterable["Profile"]) -> "Profile":
+        """The profile of all tables' rows together, as `merge` one after the other, and faster.
+
+        Raises:
+            MonitoringError: a column holds different kinds of values.
+        """
+        rows, parts = 0, dict[str, list[ColumnProfile]]()
+        for profile in profiles:
+            rows += profile.rows
+            for name, column in profile.columns.items():
+                parts.setdefault(name, []).append(column)
+        columns = {}
+        for name, found in parts.items():
+            try:
+                columns[name] = ColumnProfile.merged(found)
+            except MonitoringError as error:
+                raise MonitoringError(f"column {name}: {error}") from None
+        return cls(columns, rows)
 
     def to_bytes(self) -> bytes:
-        """A versioned, compressed form; `from_bytes` reads it back."""
-        columns = {name: vars(column) for name, column in self.columns.items()}
-        body = {"format": FORMAT, "rows": self.rows, "columns": columns}
-        return zlib.compress(json.dumps(body, separators=(",", ":"), sort_keys=True).encode())
+        """A versioned, compressed form; equal profiles give equal bytes. `from_bytes` reads it back."""
+        columns = {name: column.to_values() for name, column in self.columns.items()}
+        body = json.dumps({"rows": self.rows, "columns": columns}, separators=(",", ":"), sort_keys=True)
+        return b"batch_platform profile %d rows %d\n" % (FORMAT, self.rows) + zlib.compress(body.encode())
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Profile":
@@ -108,14 +162,29 @@ class Profile:
         Raises:
             MonitoringError: the bytes are no profile, or of a format that is not known.
         """
+        rows = rows_in(content)
         try:
-            body = json.loads(zlib.decompress(content))
-            if body["format"] != FORMAT:
-                raise MonitoringError(f"profile of format {body['format']}; this version reads {FORMAT}")
-            columns = {name: _column(values) for name, values in body["columns"].items()}
-            return cls(columns, body["rows"])
+            body = json.loads(zlib.decompress(content.partition(b"\n")[2]))
+            columns = {name: ColumnProfile.from_values(values) for name, values in body["columns"].items()}
+            if body["rows"] != rows:
+                raise ValueError(f"{body['rows']} rows under a header of {rows}")
         except (zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MonitoringError(f"not a profile: {error}; remove the file and judge again") from None
+            raise MonitoringError(f"not a profile ({error}): it was cut or altered") from None
+        return cls(columns, rows)
+
+
+def rows_in(content: bytes) -> int:
+    """Rows of a profile, from the first `HEADER_BYTES` of its bytes.
+
+    Raises:
+        MonitoringError: the bytes are no profile, or of a format that is not known.
+    """
+    header = _HEADER.match(content)
+    if header is None:
+        raise MonitoringError(f"not a profile that this version reads (format {FORMAT})")
+    if int(header[1]) != FORMAT:
+        raise MonitoringError(f"a profile of format {int(header[1])}; this version reads {FORMAT}")
+    return int(header[2])
 
 
 def profile_table(table: pa.Table | pa.RecordBatch) -> Profile:
@@ -126,29 +195,15 @@ def profile_table(table: pa.Table | pa.RecordBatch) -> Profile:
             other types are left out.
     """
     if isinstance(table, pa.Table):
-        batches = [profile_table(batch) for batch in table.to_batches()] or [
-            profile_table(_empty(table.schema))
-        ]
-        return reduce(Profile.merge, batches)
+        empty = pa.RecordBatch.from_pylist([], schema=table.schema)
+        return Profile.merged(profile_table(batch) for batch in table.to_batches() or [empty])
     columns = {}
-    for column in table.schema:
-        kind = _kind(column.type)
+    for place, column in enumerate(table.schema):
+        values = _plain(table.column(place))
+        kind = _kind(values.type)
         if kind is not None:
-            columns[column.name] = _profile(table.column(column.name), kind)
+            columns[column.name] = _profile(values, kind)
     return Profile(columns, table.num_rows)
-
-
-def bin_of(values: np.ndarray) -> np.ndarray:
-    """Bins of finite numbers, (rows,) int64, in the order of the numbers."""
-    size = np.abs(values)
-    # Beyond the largest the quotient would overflow, and the order be lost.
-    steps = np.floor(np.log(np.clip(size, _SMALLEST, _LARGEST) / _SMALLEST) / _STEP).astype(np.int64) + 1
-    return np.where(size < _SMALLEST, 0, np.sign(values).astype(np.int64) * steps)
-
-
-def bin_middle(place: int) -> float:
-    """A number inside the bin."""
-    return 0.0 if place == 0 else float(np.sign(place) * _SMALLEST * np.exp((abs(place) - 0.5) * _STEP))
 
 
 # -- counting ---------------------------------------------------------------------------------------------
@@ -160,78 +215,95 @@ def _profile(column: pa.Array, kind: Kind) -> ColumnProfile:
     if kind == "number":
         numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
         finite = numbers[np.isfinite(numbers)]
-        return ColumnProfile(kind, rows, nulls, len(numbers) - len(finite), _counted(bin_of(finite)))
+        bins = Histogram.of(places_of(finite), NUMBER_BINS)
+        return ColumnProfile(kind, rows, nulls, len(numbers) - len(finite), bins)
     if kind in ("string", "boolean"):
-        texts = values.cast(pa.string())
-        lengths = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.float64)
-        buckets, names = _bucketed(texts)
-        return ColumnProfile(kind, rows, nulls, 0, _counted(bin_of(lengths)), buckets, names)
+        return _texts(kind, values.cast(pa.string()), rows, nulls)
     if kind == "vector":
-        return _vector(values, rows, nulls)
+        return _vectors(values, rows, nulls)
     return ColumnProfile(kind, rows, nulls)
 
 
-def _bucketed(texts: pa.Array) -> tuple[dict[int, int], dict[int, str]]:
-    buckets: dict[int, int] = {}
+def _texts(kind: Kind, texts: pa.Array, rows: int, nulls: int) -> ColumnProfile:
+    lengths = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.float64)
+    # One entry a distinct value: hashing in Python costs nothing for categories.
+    encoded = texts.dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
+    hashes = np.array([zlib.crc32(value.encode()) for value in distinct], np.int64)
+    values = Histogram.of(hashes[encoded.indices.to_numpy(zero_copy_only=False)], VALUE_BINS)
+    short = (value[:_NAME_CHARACTERS] for value in distinct)
+    names = _names(values, zip(hashes.tolist(), short, strict=True))
+    return ColumnProfile(kind, rows, nulls, 0, Histogram.of(places_of(lengths), NUMBER_BINS), values, names)
+
+
+def _names(values: Histogram, named: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+    """The name of each bin: of two values with one hash the first by order; none where values share bins."""
+    if values.level:
+        return ()
     names: dict[int, str] = {}
-    for entry in pc.value_counts(texts).to_pylist():
-        place = zlib.crc32(entry["values"].encode()) % BUCKETS
-        buckets[place] = buckets.get(place, 0) + entry["counts"]
-        name = entry["values"][:_NAME_CHARACTERS]
+    for place, name in named:
         names[place] = min(names.get(place, name), name)
-    return buckets, names
+    return tuple(names[place] for place in values.places)
 
 
-def _vector(values: pa.Array, rows: int, nulls: int) -> ColumnProfile:
-    numbers = values.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
-    lengths = pc.list_value_length(values).to_numpy(zero_copy_only=False)
-    # By row, so that vectors of different lengths are counted alike whatever batch they come in.
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    norms = np.sqrt(np.bincount(row, numbers**2, len(lengths)))
-    finite = np.isfinite(norms)
-    mixed = len(lengths) > 0 and bool((lengths != lengths[0]).any() or lengths[0] == 0)
-    sums: tuple[float, ...] = ()
-    if len(lengths) and not mixed:
-        matrix = numbers.reshape(len(lengths), -1)[finite]
-        # Rounded to a multiple of 2**-20: sums of such numbers are exact, in any order.
-        sums = tuple((np.round(matrix * 2**20).sum(axis=0) / 2**20).tolist())
-    bad = int((~finite).sum())
-    return ColumnProfile("vector", rows, nulls, bad, _counted(bin_of(norms[finite])), sums=sums, mixed=mixed)
+def _vectors(column: pa.Array, rows: int, nulls: int) -> ColumnProfile:
+    lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    dimension = _common({int(length) for length in np.unique(lengths)})
+    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    unusable = np.bincount(owners, ~(np.abs(flat) < _UNIT), len(lengths)) > 0
+    good = ~unusable & (lengths > 0)
+    units = np.round(flat[good[owners]] * _UNIT)
+    starts = np.cumsum(lengths[good]) - lengths[good]
+    squares = np.add.reduceat((units / _UNIT) ** 2, starts) if good.any() else np.empty(0)
+    norms = Histogram.of(places_of(np.sqrt(squares)) >> _NORM_BITS << _NORM_BITS, NUMBER_BINS)
+    bad = int((~good).sum())
+    if dimension <= 0 or not good.any():
+        return ColumnProfile("vector", rows, nulls, bad, norms, dimension=dimension)
+    sums = units.astype(np.int64).reshape(-1, dimension).sum(axis=0)
+    total = sum(map(int, np.round(squares * _UNIT).tolist()))
+    return ColumnProfile(
+        "vector", rows, nulls, bad, norms, dimension=dimension, sums=tuple(sums.tolist()), squares=total
+    )
 
 
-def _summed(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(a + b for a, b in zip(one, other, strict=True)) if one and other else one or other
+def _common(dimensions: set[int]) -> int:
+    """The one dimension of all vectors; empty vectors have none."""
+    known = dimensions - {0}
+    return known.pop() if len(known) == 1 else DIFFERING if known else 0
 
 
-def _counted(places: np.ndarray) -> dict[int, int]:
-    found, counts = np.unique(places, return_counts=True)
-    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+# -- types ------------------------------------------------------------------------------------------------
 
 
-def _added(one: Mapping[int, int], other: Mapping[int, int]) -> dict[int, int]:
-    return {place: one.get(place, 0) + other.get(place, 0) for place in one.keys() | other.keys()}
+def _plain(column: pa.Array) -> pa.Array:
+    """The column in the plainest type that holds its values."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(column.dictionary_decode())
+    if pa.types.is_decimal(kind):
+        return column.cast(pa.float64())
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
+        return column.cast(pa.list_(kind.value_type))
+    return column
 
 
-def _kind(type_: pa.DataType) -> Kind | None:
-    if pa.types.is_boolean(type_):
-        return "boolean"
-    if pa.types.is_integer(type_) or pa.types.is_floating(type_):
-        return "number"
-    if pa.types.is_string(type_) or pa.types.is_large_string(type_):
-        return "string"
-    if pa.types.is_temporal(type_):
-        return "time"
-    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-    return "vector" if is_list and pa.types.is_floating(type_.value_type) else None
+def _kind(kind: pa.DataType) -> Kind | None:
+    tests: Iterator[tuple[bool, Kind]] = iter(
+        [
+            (pa.types.is_null(kind), "empty"),
+            (pa.types.is_boolean(kind), "boolean"),
+            (_is_number(kind), "number"),
+            (
+                pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind),
+                "string",
+            ),
+            (pa.types.is_temporal(kind), "time"),
+            (pa.types.is_list(kind) and _is_number(kind.value_type), "vector"),
+        ]
+    )
+    return next((name for fits, name in tests if fits), None)
 
 
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=schema)
-
-
-def _column(values: Mapping[str, Any]) -> ColumnProfile:
-    counts = {
-        name: {int(place): count for place, count in values[name].items()}
-        for name in ("bins", "buckets", "names")
-    }
-    return ColumnProfile(**{**values, **counts, "sums": tuple(values["sums"])})
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)

@@ -1,8 +1,10 @@
-"""Profiles and the frozen reference of a pipeline, as files under `monitoring/<pipeline>/`.
+"""Profiles and the frozen references of a pipeline, as files under `monitoring/<pipeline>/`.
 
-Decides how they are kept: each written whole, the reference never changed once frozen. It does not judge.
+Decides how they are kept: each written whole; a reference's profiles under the digest of their content, so that it
+can neither change nor be mixed with another one made at the same time. It does not judge.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from batch_platform.core.data import files
-from batch_platform.core.monitoring.profile import Profile
+from batch_platform.core.monitoring.profile import HEADER_BYTES, Profile, rows_in
 from batch_platform.errors import MonitoringError
 
 
@@ -24,6 +26,7 @@ class Reference:
         by: who made it.
         why: in their words.
         at: ISO 8601, UTC.
+        digests: by table, in the order of `keys`: SHA-256 of each profile as it was then.
     """
 
     version: int
@@ -31,19 +34,16 @@ class Reference:
     by: str
     why: str
     at: str
+    digests: tuple[tuple[str, tuple[str, ...]], ...]
 
 
+@dataclass(frozen=True)
 class ReferenceStore:
-    """The monitoring files of one pipeline."""
+    """The monitoring files of one pipeline, in one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    folder: Path
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ReferenceStore) and self._folder == other._folder
-
-    def __hash__(self) -> int:
-        return hash(self._folder)
+    # -- profiles -----------------------------------------------------------------------------------------
 
     def save_profiles(self, partition_key: str, profiles: dict[str, Profile]) -> None:
         """Keep the profiles of a partition by table, in the place of earlier ones."""
@@ -60,56 +60,114 @@ class ReferenceStore:
             MonitoringError: it is not there, or cannot be read.
         """
         path = self._profile(table, partition_key)
-        if not path.is_file():
-            raise MonitoringError(f"{path}: no profile; materialize drift_report for {partition_key}")
-        return Profile.from_bytes(path.read_bytes())
+        return _read(path, self._content(path, partition_key))
 
-    def keys(self, table: str) -> list[str]:
-        """Partition keys that have a profile, in order."""
-        return sorted(path.stem for path in (self._folder / "profiles" / table).glob("*.profile"))
+    def rows(self, table: str, partition_key: str) -> int:
+        """Rows of a partition's table, without reading all of its profile.
+
+        Raises:
+            MonitoringError: there is no profile, or it cannot be read.
+        """
+        path = self._profile(table, partition_key)
+        try:
+            return rows_in(self._content(path, partition_key, HEADER_BYTES))
+        except MonitoringError as error:
+            raise _unreadable(path, error) from None
+
+    def keys(self, *tables: str) -> list[str]:
+        """Partition keys that have a profile of each of these tables, in order."""
+        found = [
+            {path.stem for path in (self.folder / "profiles" / table).glob("*.profile")} for table in tables
+        ]
+        return sorted(set.intersection(*found)) if found else []
+
+    # -- references ---------------------------------------------------------------------------------------
 
     def current(self) -> Reference | None:
-        """The newest reference; None before the first."""
-        found = sorted((self._folder / "references").glob("*.json"))
-        if not found:
-            return None
-        return self._read(found[-1])
+        """The newest reference; None before the first.
+
+        Raises:
+            MonitoringError: it cannot be read.
+        """
+        found = sorted((self.folder / "references").glob("*.json"))
+        return self._reference(found[-1]) if found else None
 
     def freeze(self, keys: Sequence[str], tables: Sequence[str], by: str, why: str) -> Reference:
         """Make these partitions the new reference; their profiles are copied, so that it never changes.
 
         Returns:
             The reference that stands: this one, or that of another process which was first.
+
+        Raises:
+            MonitoringError: a profile is missing.
         """
         standing = self.current()
         version = 1 if standing is None else standing.version + 1
-        made = Reference(version, tuple(keys), by, why, datetime.now(UTC).isoformat(timespec="seconds"))
-        for table in tables:
-            for key in keys:
-                content = self.load_profile(table, key).to_bytes()
-                files.replace(self._frozen(version, table, key), content)
-        path = self._folder / "references" / f"{version:06d}.json"
-        files.create_once(path, files.canonical_json({**asdict(made), "keys": list(keys)}))
-        return self._read(path)
+        digests = tuple((table, tuple(self._keep(table, key) for key in keys)) for table in tables)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        made = Reference(version, tuple(keys), by, why, at, digests)
+        path = self.folder / "references" / f"{version:06d}.json"
+        files.create_once(path, files.canonical_json(asdict(made)))
+        return self._reference(path)
 
     def reference_profile(self, reference: Reference, table: str, partition_key: str) -> Profile:
         """A partition's profile as it was when the reference was frozen.
 
         Raises:
-            MonitoringError: it is not there, or cannot be read.
+            MonitoringError: it is not there, was altered, or cannot be read.
         """
-        path = self._frozen(reference.version, table, partition_key)
+        digest = dict(reference.digests)[table][reference.keys.index(partition_key)]
+        path = self._frozen(digest)
         if not path.is_file():
-            raise MonitoringError(f"{path}: the reference has lost a profile; freeze a new reference")
-        return Profile.from_bytes(path.read_bytes())
+            raise MonitoringError(
+                f"{path}: reference {reference.version} has lost the profile of {partition_key}"
+            )
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise MonitoringError(f"{path}: reference {reference.version} is damaged: the file was altered")
+        return _read(path, content)
 
-    def _read(self, path: Path) -> Reference:
-        values = json.loads(path.read_bytes())
-        return Reference(**{**values, "keys": tuple(values["keys"])})
+    def _keep(self, table: str, partition_key: str) -> str:
+        content = self.load_profile(table, partition_key).to_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        files.create_once(self._frozen(digest), content)
+        return digest
 
-    def _frozen(self, version: int, table: str, partition_key: str) -> Path:
-        return self._folder / "references" / f"{version:06d}" / table / f"{partition_key}.profile"
+    def _reference(self, path: Path) -> Reference:
+        try:
+            values = json.loads(path.read_bytes())
+            digests = tuple((table, tuple(each)) for table, each in values["digests"])
+            return Reference(**{**values, "keys": tuple(values["keys"]), "digests": digests})
+        except (ValueError, KeyError, TypeError) as error:
+            raise MonitoringError(
+                f"{path}: not a reference that this version reads ({error!r}); remove the folder "
+                f"{self.folder} and materialize drift_report again, oldest partitions first"
+            ) from None
+
+    # -- paths --------------------------------------------------------------------------------------------
+
+    def _frozen(self, digest: str) -> Path:
+        return self.folder / "references" / "profiles" / f"{digest}.profile"
 
     def _profile(self, table: str, partition_key: str) -> Path:
         # Keys sort as their windows do; the colon of hourly keys is kept, so that a stem is a key.
-        return self._folder / "profiles" / table / f"{partition_key}.profile"
+        return self.folder / "profiles" / table / f"{partition_key}.profile"
+
+    def _content(self, path: Path, partition_key: str, most: int = -1) -> bytes:
+        if not path.is_file():
+            raise MonitoringError(f"{path}: no profile; materialize drift_report for {partition_key}")
+        with path.open("rb") as file:
+            return file.read(most)
+
+
+def _read(path: Path, content: bytes) -> Profile:
+    try:
+        return Profile.from_bytes(content)
+    except MonitoringError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: MonitoringError) -> MonitoringError:
+    return MonitoringError(
+        f"{path}: {error}; remove the file and materialize drift_report for {path.stem} again"
+    )

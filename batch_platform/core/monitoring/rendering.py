@@ -2,6 +2,7 @@
 
 import multiprocessing
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from batch_platform.core.monitoring.evidently_report import RenderRequest, render
@@ -15,16 +16,25 @@ class Renderer:
 
     def submit(self, request: RenderRequest) -> "Future[Path]":
         """Ask for a page; the future gives its path, or raises what went wrong."""
-        if self._pool is None:
-            # Spawned: a fork of a process with threads of torch and Dagster may hang.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_quiet)
-        return self._pool.submit(render, request)
+        try:
+            return self._running().submit(render, request)
+        except BrokenProcessPool:
+            # Killed, for its memory say: the pages it was at have failed, the later ones need not.
+            self.close()
+            return self._running().submit(render, request)
 
     def close(self) -> None:
         """End the process; requests that have not begun are dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _running(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Spawned: a fork of a process with threads of torch and Dagster may hang.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_quiet)
+        return self._pool
 
 
 def _quiet() -> None:

@@ -28,8 +28,12 @@ class _Handler(SimpleHTTPRequestHandler):
         self.send_error(404, "No such report")
 
     def send_head(self) -> Any:
-        target = Path(self.translate_path(self.path)).resolve()
-        if not target.is_relative_to(Path(self.directory).resolve()):
+        try:
+            target = Path(self.translate_path(self.path)).resolve()
+            inside = target.is_relative_to(Path(self.directory).resolve())
+        except (ValueError, OSError):  # no path at all: a NUL in it, or too long
+            inside = False
+        if not inside:
             self.send_error(404, "No such report")
             return None
         return super().send_head()

@@ -14,7 +14,16 @@ from batch_platform.core.monitoring.drift import Finding, Verdict
 
 _SHOWN_FINDINGS = 12
 _BARS = 12
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~-])")
+_NAME_CHARACTERS = 80
+# Also what markdown makes links and entities of without being asked: https://x, www.x, a@b, &amp;
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~:.@&-])")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
+
+_LEGEND = (
+    "mean rank: where the values lie among the reference's, +0.1 is ten hundredths of its rows further up; "
+    "spread of ranks: how far from the reference's median; shares and the null rate on the scale arcsine of the "
+    "root, so that 10 % against 1 % is +0.22; p: how often a quiet day would look like this."
+)
 
 
 def verdict_values(verdict: Verdict) -> dict[str, Any]:
@@ -51,7 +60,7 @@ def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float]) -> str
         lines.append(f"\nand {len(rows) - _SHOWN_FINDINGS} more; see the report")
     missing = {name: share for name, share in nulls.items() if share}
     if missing:
-        named = ", ".join(f"{_plain(name)} {share:.1%}" for name, share in missing.items())
+        named = ", ".join(f"{_plain(_line(name))} {share:.1%}" for name, share in missing.items())
         lines += ["", f"Rows without a value: {named}"]
     scores = _scores(verdicts)
     if scores:
@@ -75,8 +84,8 @@ def summary_html(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], sa
         head = "".join(
             f"<th align=left>{name}</th>" for name in ("group", "column", "what", "direction", "effect", "p")
         )
-        parts.append(f"<table cellpadding=4><tr>{head}</tr>{rows}</table>")
-    missing = ", ".join(f"{html.escape(name)} {share:.1%}" for name, share in nulls.items() if share)
+        parts.append(f"<table cellpadding=4><tr>{head}</tr>{rows}</table><p><small>{_LEGEND}</small></p>")
+    missing = ", ".join(f"{html.escape(_line(name))} {share:.1%}" for name, share in nulls.items() if share)
     parts.append(f"<p>Rows without a value: {missing or 'none'}.</p>")
     scores = _scores(verdicts)
     if scores:
@@ -94,7 +103,7 @@ def plot(scores: Mapping[str, float], alarming: frozenset[str]) -> str:
         y = 20 * place + 22
         width = 300 * min(z, longest) / longest
         colour = "#c0392b" if column in alarming else "#7f8c8d"
-        name = html.escape(column if len(column) <= 28 else column[:27] + "…")
+        name = html.escape(_line(column, 28))
         bars.append(
             f'<text x="195" y="{y + 12}" text-anchor="end">{name}</text>'
             f'<rect x="200" y="{y}" width="{width:.1f}" height="14" fill="{colour}"/>'
@@ -118,20 +127,21 @@ def _alarming(verdicts: Mapping[str, Verdict]) -> frozenset[str]:
 
 
 def _texts(group: str, finding: Finding) -> list[str]:
-    return [
-        group,
-        finding.column,
-        finding.statistic,
-        finding.direction,
-        f"{finding.effect:+.3f}",
-        f"{finding.p:.2g}",
-    ]
+    numbers = ["", ""] if finding.statistic == "schema" else [f"{finding.effect:+.3f}", f"{finding.p:.2g}"]
+    return [group, _line(finding.column), _line(finding.statistic), finding.direction, *numbers]
 
 
 def _cells(group: str, finding: Finding) -> list[str]:
-    return [_plain(text) for text in _texts(group, finding)]
+    *words, effect, p = _texts(group, finding)
+    return [*map(_plain, words), effect, p]
+
+
+def _line(text: str, longest: int = _NAME_CHARACTERS) -> str:
+    """A name from data as one line that is not too long."""
+    line = " ".join(_CONTROL.sub(" ", text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def _plain(text: str) -> str:
     """Text that markdown shows as it is."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return _MARKDOWN.sub(r"\\\1", " ".join(_CONTROL.sub(" ", text).split()))

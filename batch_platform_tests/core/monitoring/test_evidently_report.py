@@ -1,7 +1,11 @@
 """Evidently's pages: they agree with our decision, and data is never markup. One import of Evidently for all."""
 
+import contextlib
+import dataclasses
 import pickle
 import re
+import threading
+from concurrent.futures.process import BrokenProcessPool
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,13 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from playwright.sync_api import sync_playwright
 
 from batch_platform.core.monitoring.evidently_report import RenderRequest, render
 from batch_platform.core.monitoring.rendering import Renderer
+from batch_platform.core.monitoring.report_server import report_server
+from batch_platform_tests.requirements import find_browser
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 EVIL = "</script><script>alert(1)</script>"
+IMAGE = "<img src=x onerror=alert(1)>"
 
 
 class Scripts(HTMLParser):
@@ -48,6 +56,7 @@ def sample(shift: float, rows: int = 60) -> pa.Table:
             "nothing": pa.nulls(rows, pa.float64()),
             "category": pa.array(random.choice(["x", EVIL, None], rows)),
             EVIL: random.normal(size=rows),
+            IMAGE: random.choice([IMAGE, "y"], rows),
             "text": [f"{EVIL} row {row} " * 9 for row in range(rows)],
         }
     )
@@ -90,6 +99,7 @@ def test_marks_follow_the_verdict_from_page_to_page_and_data_is_no_markup(tmp_pa
     seen = Scripts(first)
     assert not seen.handlers
     assert not any(script.strip().startswith("alert") for script in seen.scripts)
+    assert "<img src=x" not in first
     assert first.count("alert(1)") > 0
     assert "<script>alert" not in first
 
@@ -147,3 +157,68 @@ def test_a_column_without_a_finite_number_is_left_to_the_summary(tmp_path: Path,
     page = render(request(tmp_path, current, sample(0), {"moved"})).read_text()
     assert "moved" not in marks(page)
     assert "still" in marks(page)
+
+
+def test_of_long_texts_the_lengths_are_drawn_and_marked(tmp_path: Path) -> None:
+    said = marks(render(request(tmp_path, sample(0), sample(0), {"text"})).read_text())
+    assert said["text (characters)"] == "Detected"
+
+
+def test_columns_whose_names_look_alike_on_the_page_are_both_drawn(tmp_path: Path) -> None:
+    columns = {
+        "a<b": np.random.default_rng(0).normal(size=40),
+        "a&lt;b": np.zeros(40),
+        "text (characters)": np.ones(40),
+    }
+    table = pa.table(columns | {"text": ["x" * 80] * 40})
+    page = render(request(tmp_path, table, table, {"a<b"})).read_text()
+    assert headline(page) == "detected"
+    assert sum(mark == "Detected" for mark in marks(page).values()) == 1
+    assert len(marks(page)) == 4
+
+
+def test_a_column_that_changed_its_type_is_left_to_the_summary(tmp_path: Path) -> None:
+    current = sample(0).set_column(0, "moved", pa.array(["text"] * 60))
+    said = marks(render(request(tmp_path, current, sample(0), {"moved"})).read_text())
+    assert "moved" not in said
+    assert "still" in said
+
+
+def test_after_the_process_was_killed_the_next_page_is_made(tmp_path: Path) -> None:
+    asked = request(tmp_path, sample(0), None)
+    renderer = Renderer()
+    try:
+        renderer.submit(asked).result(timeout=120)
+        (process,) = renderer._pool._processes.values()  # type: ignore[union-attr]
+        process.kill()
+        process.join()
+        with contextlib.suppress(BrokenProcessPool):
+            renderer.submit(asked).result(timeout=120)
+        assert renderer.submit(asked).result(timeout=120).is_file()
+    finally:
+        renderer.close()
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_page_under_the_policy_of_the_server(tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    reports.mkdir()
+    asked = request(tmp_path, sample(3), sample(0), {"moved", EVIL})
+    render(dataclasses.replace(asked, out=reports / "drift.html"))
+    server = report_server(reports, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    said: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+        page.goto(f"http://127.0.0.1:{server.server_port}/drift.html")
+        page.get_by_text("Dataset Drift is detected").wait_for(timeout=30_000)
+        page.get_by_text("day statistics").first.wait_for(timeout=30_000)
+        assert page.get_by_text("our summary").is_visible()
+        browser.close()
+    server.shutdown()
+    server.server_close()
+    assert said == []

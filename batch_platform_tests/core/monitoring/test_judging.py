@@ -1,5 +1,7 @@
 """Judging partitions: the reference is frozen once, and nothing judged later changes an earlier answer."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from batch_platform.core.monitoring import judging
 from batch_platform.core.monitoring.drift import Verdict
 from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
 from batch_platform.core.monitoring.profile import Profile, profile_table
-from batch_platform.core.monitoring.reference import ReferenceStore
+from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.errors import MonitoringError
 
 DAYS = {day.isoformat(): day for day in (date(2026, 1, 5) + timedelta(days=place) for place in range(40))}
@@ -90,7 +92,7 @@ def test_judging_again_gives_the_same_whatever_came_after(started: ReferenceStor
 def test_a_process_that_judges_one_date_remembers_the_days_before(started: ReferenceStore) -> None:
     """The two-of-three rule holds across processes: a fresh store over the same files gives the same verdict."""
     verdicts = [verdict(started, place, 0.45) for place in range(WANTED, WANTED + 4)]
-    folder = started._folder
+    folder = started.folder
     again = [verdict(ReferenceStore(folder), place, 0.45) for place in range(WANTED, WANTED + 4)]
     assert again == verdicts
 
@@ -131,17 +133,98 @@ def test_references_are_numbered_and_keep_who_and_why(started: ReferenceStore) -
     assert started.current() == second
 
 
-def test_a_damaged_reference_is_an_error_and_no_verdict(started: ReferenceStore, tmp_path: Path) -> None:
-    judge(started, WANTED)
-    path = tmp_path / "references" / "000001" / "features" / f"{KEYS[2]}.profile"
-    path.write_bytes(path.read_bytes()[:40])
-    # Another process: this one remembers what it fitted.
-    judging._fitted.cache_clear()
-    with pytest.raises(MonitoringError):
-        judge(started, WANTED + 1)
+def test_a_damaged_reference_is_an_error_and_no_verdict(started: ReferenceStore) -> None:
+    reference = judge(started, WANTED).reference
+    assert reference is not None
+    path = started.folder / "references" / "profiles" / f"{dict(reference.digests)['features'][2]}.profile"
+    content = path.read_bytes()
+    # Each time as in another process: this one remembers what it fitted.
+    for damaged in (content[:40], content[:-1] + b"x"):
+        path.write_bytes(damaged)
+        judging._fitted.cache_clear()
+        with pytest.raises(MonitoringError, match="altered"):
+            judge(started, WANTED + 1)
     path.unlink()
-    with pytest.raises(MonitoringError, match="lost a profile"):
+    judging._fitted.cache_clear()
+    with pytest.raises(MonitoringError, match=f"lost the profile of {KEYS[2]}"):
         judge(started, WANTED + 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"version": 1, "keys": []}', b"\xff"])
+def test_a_reference_that_cannot_be_read_names_its_file(started: ReferenceStore, content: bytes) -> None:
+    judge(started, WANTED)
+    path = started.folder / "references" / "000001.json"
+    path.write_bytes(content)
+    with pytest.raises(MonitoringError, match=f"{path}.*remove the folder"):
+        judge(started, WANTED + 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"rubbish", b"batch_platform profile 1 rows 5\n"])
+def test_a_profile_that_cannot_be_read_names_its_file_and_what_to_do(
+    started: ReferenceStore, content: bytes
+) -> None:
+    path = started.folder / "profiles" / "features" / f"{KEYS[3]}.profile"
+    path.write_bytes(content)
+    with pytest.raises(MonitoringError, match=f"{path}.*materialize drift_report for {KEYS[3]}"):
+        judge(started, WANTED)
+
+
+def test_processes_that_freeze_at_once_agree_on_one_reference(started: ReferenceStore) -> None:
+    """Each sees other profiles for the same dates, as when a date lands again meanwhile."""
+    gate = threading.Barrier(4)
+
+    def freeze(number: int) -> Reference:
+        store = ReferenceStore(started.folder)
+        gate.wait()
+        store.save_profiles(KEYS[1], {"features": profile(1, shift=number)})
+        return store.freeze(KEYS[number : number + 4], ["features"], f"process {number}", "at once")
+
+    with ThreadPoolExecutor(4) as pool:
+        frozen = list(pool.map(freeze, range(4)))
+    assert len(set(frozen)) == 1
+    assert started.current() == frozen[0]
+    assert frozen[0].version == 1
+    for key in frozen[0].keys:
+        started.reference_profile(
+            frozen[0], "features", key
+        )  # raises where it is not the one that was frozen
+
+
+def test_a_frozen_profile_outlives_the_one_that_it_was_made_of(started: ReferenceStore) -> None:
+    reference = judge(started, WANTED).reference
+    assert reference is not None
+    started.save_profiles(KEYS[2], {"features": profile(2, shift=9.0), "predictions": profile(2)})
+    judging._fitted.cache_clear()
+    assert started.reference_profile(reference, "features", KEYS[2]) == profile(2)
+    assert verdict(started, WANTED).status == "ok"
+
+
+def test_a_date_of_which_only_one_table_was_profiled_is_no_history(store: ReferenceStore) -> None:
+    for place in range(WANTED):
+        judge(store, place)
+    (store.folder / "profiles" / "predictions" / f"{KEYS[2]}.profile").unlink()  # killed between the two
+    assert f"{WANTED - 1} of {WANTED}" in verdict(store, WANTED).message
+
+
+def test_predictions_that_were_all_quarantined_are_no_history_but_no_error(store: ReferenceStore) -> None:
+    empty = profile_table(pa.table({"x": pa.array([], pa.float64())}))
+    for place in range(WANTED + 2):
+        profiles = {"features": profile(place), "predictions": empty}
+        judgement = judge_partition(store, KEYS[place], DAYS, profiles, WANTED, 1.0)
+    assert judgement.verdicts["features"].status == "ok"
+    assert judgement.verdicts["predictions"].status == "not enough history"
+    assert "0 reference days, 3 are needed" in judgement.verdicts["predictions"].message
+
+
+def test_an_empty_day_between_is_no_rows_and_does_not_count_as_a_quiet_one(started: ReferenceStore) -> None:
+    assert verdict(started, WANTED, 0.45).status == "ok"
+    assert judge(started, WANTED + 1, rows=0).verdicts["features"].status == "no rows"
+    with_gap = verdict(started, WANTED + 2, 0.45)
+    other = ReferenceStore(started.folder.with_name("other"))
+    for place in range(WANTED):
+        judge(other, place)
+    verdict(other, WANTED, 0.45)
+    assert with_gap == verdict(other, WANTED + 2, 0.45)
 
 
 def test_a_long_history_is_not_read_again_for_each_partition(

@@ -111,7 +111,32 @@ def test_regression_against_sklearn() -> None:
         "bias": (predicted - truth).mean(),
         "r2": sk.r2_score(truth, predicted),
     }
-    assert regression(predicted, truth).metrics == pytest.approx(expected)
+    found = regression(predicted, truth).metrics
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    again = [
+        1 - ((predicted[rows] - truth[rows]) ** 2).mean() / ((truth[rows] - truth[rows].mean()) ** 2).mean()
+        for rows in random.integers(0, 200, (2000, 200))
+    ]
+    # Wider than a bootstrap, which varies the spread of the labels along with the errors.
+    low, high = np.quantile(again, [0.025, 0.975])
+    assert found["r2_low"] < low < found["r2"] < high < found["r2_high"]  # type: ignore[operator]
+
+
+def test_the_interval_of_auc_agrees_with_a_bootstrap() -> None:
+    score, truth = scored(5, 400)
+    found = auc_interval(score, truth)
+    assert found is not None
+    random = np.random.default_rng(0)
+    again = [sk.roc_auc_score(truth[rows], score[rows]) for rows in random.integers(0, 400, (1000, 400))]
+    assert found[1:] == pytest.approx(np.quantile(again, [0.025, 0.975]), abs=0.012)
+
+
+def test_of_few_labels_of_a_class_no_interval_is_told() -> None:
+    """One positive ranked last is no proof that the scores are upside down."""
+    score = np.linspace(0.1, 0.9, 100)
+    found = classification(both(score), ["yes", *["no"] * 99], LABELS, "yes")
+    assert (found.metrics["auc"], found.metrics["auc_low"], found.metrics["auc_high"]) == (0.0, None, None)
+    assert found.notes == ("an interval of AUC needs 10 labels of each class",)
 
 
 def test_r2_of_labels_that_do_not_differ_has_no_meaning() -> None:

@@ -92,3 +92,26 @@ def test_without_scores_there_is_no_plot() -> None:
     waiting = Verdict("not enough history", (), 5, 0, {}, "not enough history: 3 of 28")
     assert "data:image" not in markdown({"features": waiting}, {})
     assert "data:image" not in summary_html({"features": waiting}, {}, "")
+
+
+def test_what_markdown_would_make_of_data_by_itself_stays_text() -> None:
+    evil = "https://x.y www.x.y a@b.c &amp; <b> **bold**\n# head\x00" + "z" * 200
+    text = markdown(
+        {"features": Verdict("alert", (Finding(evil, "schema", "changed", 1, np.inf, 0),))}, {evil: 1.0}
+    )
+    cell = text.splitlines()[4].split(" | ")[1]
+    for markup in ("https:", "www.", "a@", "&", "<", "*bold", "\x00"):
+        assert markup not in text.replace("\\&", "").replace("\\<", "").replace("\\*", "")
+    plain = cell.replace("\\", "")
+    assert plain.startswith("https://x.y www.x.y a@b.c &amp; <b> **bold** # head zzz")
+    assert (len(plain), plain[-1]) == (80, "…")
+
+
+def test_the_plot_of_names_with_control_characters_parses() -> None:
+    body = plot({"a\x00\x1b[31m\ufffe": 3.0, "b": 99.0}, frozenset()).partition(",")[2]
+    assert "a" in "".join(ElementTree.fromstring(base64.b64decode(body)).itertext())
+
+
+def test_the_page_explains_its_numbers_where_there_are_some() -> None:
+    assert "mean rank: where the values lie" in summary_html({"features": ALERT}, {}, "")
+    assert "mean rank: where" not in summary_html({"features": OK}, {}, "")

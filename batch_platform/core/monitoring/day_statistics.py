@@ -1,0 +1,183 @@
+"""What is compared between days: a few signed numbers a column, each with the variance that sampling gives it.
+
+Decides the statistics and on what scale they are told, relative to the reference's pooled profile. What is
+normal for them, and what an alert is, `drift` decides.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from batch_platform.core.monitoring.histogram import Histogram, Integers
+from batch_platform.core.monitoring.profile import DIFFERING, ColumnProfile, Profile
+
+TOP_VALUES = 20
+# A string column with more distinct values than this share of its rows is text or a key: its lengths are judged,
+# and of its values only those that are frequent.
+_TEXT_SHARE = 0.5
+_FREQUENT_SHARE = 0.01
+# Components of a vector hang together: its mean varies as if so many of them were independent, or less.
+_INDEPENDENT_COMPONENTS = 16
+_SCHEMA_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class DayValue:
+    """A statistic of one day: its value, and the variance that sampling so many rows gives it."""
+
+    value: float
+    sampling: float
+
+
+class Yardstick:
+    """The reference's columns, prepared for comparing days with them.
+
+    Args:
+        days: profile of each reference day, oldest first, each with rows.
+    """
+
+    def __init__(self, days: list[Profile]) -> None:
+        names = list(dict.fromkeys(name for day in days for name in day.columns))
+        self._columns: dict[str, _Column] = {}
+        self.known: list[str] = []
+        for name in names:
+            present = [day.columns[name] for day in days if name in day.columns]
+            typed = [column.kind for column in present if column.kind != "empty"]
+            kind = max(typed, key=typed.count, default="empty")
+            fitting = [column for column in present if column.kind in (kind, "empty")]
+            self._columns[name] = _Column(ColumnProfile.merged(fitting))
+            if len(present) >= _SCHEMA_SHARE * len(days):
+                self.known.append(name)
+
+    def statistics(self, day: Profile) -> Iterator[tuple[tuple[str, str], DayValue]]:
+        """Column and name of each statistic that the day has in common with the reference, and its value."""
+        for name, column in day.columns.items():
+            reference = self._columns.get(name)
+            if reference is None or not column.rows:
+                continue
+            if column.kind in ("empty", reference.pooled.kind):
+                for statistic, value in reference.statistics(column):
+                    yield (name, statistic), value
+
+    def schema_changes(self, day: Profile) -> Iterator[str]:
+        """Columns that came, went or hold another kind of values than on most reference days."""
+        yield from day.columns.keys() - self._columns.keys()
+        for name in self.known:
+            if name not in day.columns or not self._columns[name].fits(day.columns[name]):
+                yield name
+
+
+class _Column:
+    """One column of the reference."""
+
+    def __init__(self, pooled: ColumnProfile) -> None:
+        self.pooled = pooled
+        self._places, self._counts = pooled.numbers.arrays(pooled.numbers.level)
+        usable = pooled.rows - pooled.missing
+        distinct = len(pooled.values.places)
+        self._is_text = pooled.values.level > 0 or distinct > max(TOP_VALUES, _TEXT_SHARE * usable)
+        self._top = dict(self._top_values(usable))
+
+    def fits(self, column: ColumnProfile) -> bool:
+        """Whether a day's column holds the same kind of values; of vectors also the same number of components."""
+        if "empty" in (column.kind, self.pooled.kind) or column.kind != self.pooled.kind:
+            return column.kind in ("empty", self.pooled.kind)
+        return column.dimension in (0, self.pooled.dimension) or self.pooled.dimension in (0, DIFFERING)
+
+    def statistics(self, column: ColumnProfile) -> Iterator[tuple[str, DayValue]]:
+        yield "null rate", _share(column.missing, column.rows)
+        usable = column.rows - column.missing
+        if not usable or column.kind in ("time", "empty") or self.pooled.rows == self.pooled.missing:
+            return
+        if column.kind == "number":
+            yield from self._ranks(column.numbers, "")
+        elif column.kind == "vector":
+            if self.fits(column):
+                yield from self._ranks(column.numbers, " of norms")
+            if column.sums and len(column.sums) == len(self.pooled.sums):
+                yield "mean vector", _distance(self.pooled, column)
+        else:
+            if self._is_text and column.kind == "string":
+                yield from self._ranks(column.numbers, " of lengths")
+            yield from self._shares(column.values, usable)
+
+    def _top_values(self, usable: int) -> Iterator[tuple[int, str]]:
+        """Bin and statistic of the values that are judged one by one."""
+        values = self.pooled.values
+        ranked = sorted(zip(values.places, values.counts, strict=True), key=lambda pair: (-pair[1], pair[0]))
+        names = dict(zip(values.places, self.pooled.names, strict=False))
+        taken: set[str] = set()
+        for place, count in ranked[:TOP_VALUES]:
+            if self._is_text and count < _FREQUENT_SHARE * usable:
+                break
+            # With very many values a bin holds several; two long ones may begin alike.
+            name = repr(names[place]) if place in names else f"the values of bin {place:x}"
+            name = f"{name} (bin {place:x})" if name in taken else name
+            taken.add(name)
+            yield place, f"share of {name}"
+
+    def _shares(self, values: Histogram, usable: int) -> Iterator[tuple[str, DayValue]]:
+        if not self._top:
+            return
+        level = self.pooled.values.level
+        # A day of more distinct values than the whole reference has coarser bins: each value is in one of them.
+        coarser = max(0, values.level - level)
+        counts = dict(
+            zip(*(array.tolist() for array in values.arrays(max(level, values.level))), strict=True)
+        )
+        for place, statistic in self._top.items():
+            yield statistic, _share(counts.get(place >> coarser, 0), usable)
+        in_top = sum(counts.get(place, 0) for place in {place >> coarser for place in self._top})
+        yield "share of other values", _share(usable - in_top, usable)
+
+    def _ranks(self, day: Histogram, suffix: str) -> Iterator[tuple[str, DayValue]]:
+        """Mean rank of the day's values among the reference's, and the mean distance of the ranks from 1/2."""
+        places, counts = self._places, self._counts
+        level = max(day.level, self.pooled.numbers.level)
+        if level > self.pooled.numbers.level:
+            places, counts = self.pooled.numbers.arrays(level)
+        own, weights = day.arrays(level)
+        ranks = _midranks(places, counts, own)
+        for name, values in (("mean rank", ranks), ("spread of ranks", np.abs(ranks - 0.5))):
+            mean = float(np.average(values, weights=weights))
+            # At least the variance of ranks spread evenly, so that a day of equal values is not taken for sure.
+            variance = max(float(np.average((values - mean) ** 2, weights=weights)), 1 / 48)
+            yield name + suffix, DayValue(mean, variance / int(weights.sum()))
+
+
+def only_grows(days: list[ColumnProfile]) -> bool:
+    """Whether each day's numbers begin where the day before ended: a counter or a time, which always moves on."""
+    level = max((day.numbers.level for day in days), default=0)
+    ends = [
+        (places[0], places[-1]) for day in days for places, _ in [day.numbers.arrays(level)] if len(places)
+    ]
+    return all(before[0] < after[0] and before[1] <= after[0] for before, after in pairwise(ends))
+
+
+def _midranks(places: Integers, counts: Integers, own: Integers) -> np.ndarray:
+    """Share of the reference's rows below each of the day's bins, rows in it counted half: (bins,) float64."""
+    below = np.concatenate([[0], np.cumsum(counts)])
+    left, right = np.searchsorted(places, own), np.searchsorted(places, own, side="right")
+    return (below[left] + below[right]) / 2 / below[-1]
+
+
+def _share(count: int, rows: int) -> DayValue:
+    """A share on the arcsine scale, where its sampling variance is 1/(4 rows) whatever the share."""
+    return DayValue(float(np.arcsin(np.sqrt(count / rows))), 1 / (4 * rows))
+
+
+def _distance(reference: ColumnProfile, column: ColumnProfile) -> DayValue:
+    """Squared distance of the day's mean vector from the reference's, over the variance of the reference's rows.
+
+    Less what the noise of so many rows adds to it: without drift a day of any size has 0 on average.
+    """
+    unit = 2**20
+    known, rows = reference.rows - reference.missing, column.rows - column.missing
+    centre = np.array(reference.sums, float) / unit / known
+    mean = np.array(column.sums, float) / unit / rows
+    length = float(centre @ centre)
+    variance = max(reference.squares / unit / known - length, 1e-6 * length, 1e-12)
+    distance = float(((mean - centre) ** 2).sum()) / variance - 1 / rows
+    return DayValue(distance, 2 / (_INDEPENDENT_COMPONENTS * rows**2))
