@@ -4,7 +4,7 @@ TEMPLATE = """\
 type: batch_platform.BatchInferencePipeline
 
 # Every field is explained in the component's docs in the Dagster UI (`make ui`, then Deployment > batch_platform
-# > Docs) and by `dg check defs`. What is commented out shows the default, or an example.
+# > Components) and by `dg check defs`. What is commented out shows the default, or an example.
 attributes:
   name: NAME                  # prefix of the asset keys; default: this folder's name
   description: ""

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from batch_platform.core import drift_reporting
 from batch_platform.core.drift_reporting import report_drift
+from batch_platform.core.monitoring.drift import Finding
 from batch_platform.core.monitoring.evidently_report import RenderRequest, render
 from batch_platform.core.slice import StageResult
 from batch_platform.errors import MonitoringError, UpstreamMissingError
@@ -191,17 +194,27 @@ def test_judging_again_makes_no_page_until_something_changed(tmp_path: Path, pag
     assert changed.data_version != again.data_version
 
 
-def test_a_day_before_that_lands_late_changes_the_metrics_with_the_verdict(
-    tmp_path: Path, pages: Pages
+def test_a_verdict_that_the_days_before_changed_is_committed_and_drawn_again(
+    tmp_path: Path, pages: Pages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The two-of-three rule looks back: a verdict that this changes is committed, not only shown."""
-    for day in [*range(8), 9]:
-        judge(tmp_path, pages, day, table(day, rows=400, shift=1.2 if day == 9 else 0))
-    before = json.loads(pages.requests[-1].out.with_suffix(".json").read_bytes())
-    judge(tmp_path, pages, 8, table(8, rows=400, shift=1.2))
-    again = report_drift(slice_of(tmp_path, KEYS[9], drift=DRIFT), pages)  # type: ignore[arg-type]
-    after = json.loads(again.report.with_suffix(".json").read_bytes())  # type: ignore[union-attr]
-    assert (after["features"] == before["features"]) is (after["fingerprint"] == before["fingerprint"])
+    """The two-of-three rule looks back: the date's own tables are the same, and yet its verdict is another."""
+    for day in range(6):
+        judge(tmp_path, pages, day)
+    real = drift_reporting.judge_partition
+
+    def alarmed(*arguments: Any) -> Any:
+        judgement = real(*arguments)
+        finding = Finding("amount", "mean rank", "up", 0.2, 5.0, 1e-4)
+        changed = {
+            name: replace(v, status="alert", findings=(finding,)) for name, v in judgement.verdicts.items()
+        }
+        return replace(judgement, verdicts=changed)
+
+    monkeypatch.setattr(drift_reporting, "judge_partition", alarmed)
+    again = report_drift(slice_of(tmp_path, KEYS[5], drift=DRIFT), pages)  # type: ignore[arg-type]
+    assert (again.reused, len(pages.requests)) == (False, 7)
+    metrics = pl.read_delta(str(tmp_path / "root/lake/mini/drift_metrics"))
+    assert set(metrics.filter(pl.col("partition_key") == KEYS[5])["status"]) == {"alert"}
 
 
 def test_dates_that_left_the_calendar_are_still_history(tmp_path: Path, pages: Pages) -> None:

@@ -39,6 +39,7 @@ def verdict_values(verdict: Verdict) -> dict[str, Any]:
             for finding in verdict.findings
         ],
         "scores": dict(verdict.scores),
+        "not_judged": list(verdict.not_judged),
     }
 
 

@@ -358,6 +358,19 @@ def test_categories_that_became_thousands_of_values_are_found() -> None:
     assert {f.column for f in monitor.judge(NEXT, ids).findings} == {"plan"}
 
 
+def test_a_frequent_value_keeps_its_share_among_thousands_of_others() -> None:
+    def day(seed: int, others: list[str]) -> Profile:
+        random = np.random.default_rng(seed)
+        values = np.where(random.random(4000) < 0.5, "main", random.choice(others, 4000))
+        return profile_table(pa.table({"plan": values}))
+
+    few, many = ["x", "y", "z"], [f"id {place}" for place in range(100_000)]
+    monitor = DriftMonitor.fit([(START + timedelta(days=place), day(place, few)) for place in range(10)])
+    named = {finding.statistic for finding in monitor.judge(NEXT, day(900, many)).findings}
+    assert "share of other values" in named
+    assert "share of 'main'" not in named
+
+
 def test_a_column_that_few_reference_days_had_is_neither_missed_nor_new() -> None:
     def day(place: int, tried: bool) -> tuple[date, Profile]:
         columns = {"x": np.random.default_rng(place).normal(size=200)}

@@ -97,6 +97,14 @@ def test_a_process_that_judges_one_date_remembers_the_days_before(started: Refer
     assert again == verdicts
 
 
+def test_a_date_that_is_judged_twice_in_a_process_does_not_confirm_itself(started: ReferenceStore) -> None:
+    def statuses(shift: float) -> list[str]:
+        return [verdict(started, place, shift).status for place in (WANTED, WANTED + 1)]
+
+    weak = next(shift for shift in np.arange(0.2, 2.0, 0.05) if statuses(shift) == ["ok", "alert"])
+    assert [verdict(started, WANTED, weak).status for _ in range(3)] == ["ok"] * 3
+
+
 def test_dates_of_the_reference_and_before_it_are_not_judged(started: ReferenceStore) -> None:
     judge(started, WANTED)
     late = verdict(started, 2, shift=9.0)

@@ -86,6 +86,7 @@ def test_json_has_no_infinity() -> None:
     assert values["alert"] is True
     assert [finding["column"] for finding in values["findings"]] == ["tenure", EVIL, "gone"]
     assert values["findings"][2]["z"] is None
+    assert values["not_judged"] == []
 
 
 def test_without_scores_there_is_no_plot() -> None:
