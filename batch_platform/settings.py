@@ -7,7 +7,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from batch_platform.errors import NotYetSupportedError, SettingsError
+from batch_platform.core.data.files import Location
+from batch_platform.core.data.objects import object_root
+from batch_platform.errors import SettingsError
 
 ROOT_VARIABLE = "BATCH_PLATFORM_ROOT"
 HOURLY_RATE_VARIABLE = "BATCH_PLATFORM_HOURLY_RATE"
@@ -36,12 +38,13 @@ class Settings:
     """Where the platform works.
 
     Attributes:
-        root: folder that holds `lake/`, `registry/`, `monitoring/`, `reports/`, `staging/`, `receipts/`.
+        root: folder, or prefix of a bucket, that holds `lake/`, `registry/`, `monitoring/`, `reports/`, `staging/`
+            and `receipts/`.
         hourly_rate: price of one device hour, in any currency; None when it is not configured.
         reports_url: where `reports/` is served; `make ui` does so at the default.
     """
 
-    root: Path
+    root: Location
     hourly_rate: float | None = None
     reports_url: str = "http://127.0.0.1:3001"
 
@@ -51,25 +54,23 @@ class Settings:
 
         Raises:
             SettingsError: a variable has a value that cannot be used.
-            NotYetSupportedError: the root is a URL.
         """
         root = os.environ.get(ROOT_VARIABLE, "")
-        if "://" in root:
-            raise NotYetSupportedError(
-                f"{ROOT_VARIABLE}={root}: object storage as the root comes with a later release; use a folder"
-            )
         rate = os.environ.get(HOURLY_RATE_VARIABLE)
         try:
             hourly_rate = None if rate is None else float(rate)
         except ValueError:
             raise SettingsError(f"{HOURLY_RATE_VARIABLE}={rate!r} is not a number") from None
-        folder = Path(root).expanduser() if root else project_root() / ".batch_platform"
         return cls(
-            root=folder.resolve(),
+            root=_location(root) if root else project_root() / ".batch_platform",
             hourly_rate=hourly_rate,
             reports_url=os.environ.get(REPORTS_URL_VARIABLE, cls.reports_url).rstrip("/"),
         )
 
     @property
-    def registry(self) -> Path:
+    def registry(self) -> Location:
         return self.root / "registry"
+
+
+def _location(root: str) -> Location:
+    return object_root(root) if "://" in root else Path(root).expanduser().resolve()

@@ -14,6 +14,7 @@ from batch_platform.errors import BatchPlatformError
 _COMMANDS = {
     "models": ("batch_platform.cli.models", "models"),
     "status": ("batch_platform.cli.status", "status"),
+    "verify": ("batch_platform.cli.verify", "verify"),
 }
 
 

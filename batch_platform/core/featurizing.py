@@ -5,18 +5,19 @@ commits once. It does not know what the features mean.
 """
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_platform.core import gate
 from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.staging import read_files, stage
 from batch_platform.core.features.recipe import Recipe, load_recipe, passthrough
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
-from batch_platform.core.quarantine import commit_quarantine, payload_of, publishable, standing_quarantine
+from batch_platform.core.publishing import publish, publishable, settle
+from batch_platform.core.quarantine import payload_of, standing_quarantine
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
 
@@ -51,36 +52,35 @@ def featurize_partition(slice_: Slice) -> StageResult:
     recipe = recipe_of(spec)
     schema = features_schema(recipe)
     identity = fingerprint({"raw": raw.fingerprint, "recipe": recipe.version, "code": code_version()})
-    entering = sum(file["rows"] for file in raw.receipt["files"])
+    entering = raw.rows
     standing = lake.head(slot)
     if standing is not None and standing.fingerprint == identity:
         # The same rows and recipe: what stands is judged again, nothing is made again.
+        settle(slice_, "features", standing)
         known = standing_quarantine(slice_, "features")
         checks = _judge(slice_, lake.paths("features", slice_.key), schema, known, entering)
         publishable(slice_, "features", checks, known)
         return _result(standing, checks, reused=True)
 
     attempt = lake.begin(slot)
-    folder = slice_.layout.staging(slice_.key) / f"features-{attempt}"
     rejected: list[Rejected] = []
-    staged = stage(_features(slice_, recipe, schema, rejected), schema, folder, "features")
-    checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
-    publishable(slice_, "features", checks, rejected)
-    commit_quarantine(slice_, "features", rejected, identity, attempt)
-    receipt = slice_.receipt(
-        identity,
-        recipe=recipe.name,
-        recipe_version=recipe.version,
-        code_version=code_version(),
-        raw_fingerprint=raw.fingerprint,
-        rows_in=entering,
-        quarantined=len(rejected),
-    )
-    return _result(lake.commit(slot, staged, schema, receipt, attempt), checks, reused=False)
+    with slice_.workspace("features", attempt) as folder:
+        staged = stage(_features(slice_, recipe, schema, rejected), schema, folder, "features")
+        checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
+        publishable(slice_, "features", checks, rejected)
+        what = {
+            "recipe": recipe.name,
+            "recipe_version": recipe.version,
+            "code_version": code_version(),
+            "raw_fingerprint": raw.fingerprint,
+            "rows_in": entering,
+        }
+        commit = publish(slice_, "features", staged, schema, rejected, identity, attempt, **what)
+    return _result(commit, checks, reused=False)
 
 
 def _judge(
-    slice_: Slice, paths: Iterable[Path], schema: pa.Schema, rejected: list[Rejected], entering: int
+    slice_: Slice, paths: Iterable[Location], schema: pa.Schema, rejected: list[Rejected], entering: int
 ) -> tuple[gate.CheckResult, ...]:
     return (
         *gate.judge_features(read_files(paths), schema),
@@ -92,7 +92,7 @@ def _result(commit: Commit, checks: tuple[gate.CheckResult, ...], reused: bool) 
     receipt = commit.receipt
     return StageResult(
         table="features",
-        rows=sum(file["rows"] for file in receipt["files"]),
+        rows=commit.rows,
         data_version=commit.fingerprint,
         reused=reused,
         checks=checks,

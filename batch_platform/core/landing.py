@@ -4,6 +4,7 @@ Reads the source in bounded memory, sets bad rows aside, passes the gate, commit
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -13,7 +14,7 @@ from batch_platform.core.data.intake import PartitionReader
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.data.staging import StagedFile, read_files, stage
 from batch_platform.core.provenance.fingerprint import fingerprint
-from batch_platform.core.quarantine import commit_quarantine, publishable
+from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.errors import DuplicateKeysError, GateError, SourceError, SourceMissingError
 
@@ -31,22 +32,24 @@ def land_partition(slice_: Slice) -> StageResult:
     schema = reader.contract.schema
     attempt = lake.begin(slot)
     rejected: list[Rejected] = []
-    staged = _stage_good_rows(slice_, reader, attempt, rejected)
-    counts = reader.counts
-    checks = (
-        *gate.judge_raw(read_files(file.path for file in staged), schema, spec.source),
-        gate.quarantined_share(rejected, counts.rows_in, spec.inference.max_error_share),
-    )
-    publishable(slice_, "raw", checks, rejected)
+    with slice_.workspace("raw", attempt) as folder:
+        staged = _stage_good_rows(slice_, reader, folder, rejected)
+        counts = reader.counts
+        checks = (
+            *gate.judge_raw(read_files(file.path for file in staged), schema, spec.source),
+            gate.quarantined_share(rejected, counts.rows_in, spec.inference.max_error_share),
+        )
+        publishable(slice_, "raw", checks, rejected)
 
-    places = [[row.source_file, row.source_row, row.message] for row in rejected]
-    identity = fingerprint({"files": [file.sha256 for file in staged], "rejected": places})
-    standing = lake.head(slot)
-    reused = standing is not None and standing.fingerprint == identity
-    if not reused:
-        commit_quarantine(slice_, "raw", rejected, identity, attempt)
-        receipt = slice_.receipt(identity, source=spec.source.uri, counts=counts.describe())
-        lake.commit(slot, staged, schema, receipt, attempt)
+        places = [[row.source_file, row.source_row, row.message] for row in rejected]
+        identity = fingerprint({"files": [file.sha256 for file in staged], "rejected": places})
+        standing = lake.head(slot)
+        reused = standing is not None and standing.fingerprint == identity
+        if standing is not None and reused:
+            settle(slice_, "raw", standing)
+        else:
+            what = {"source": spec.source.uri, "counts": counts.describe()}
+            publish(slice_, "raw", staged, schema, rejected, identity, attempt, **what)
     return StageResult(
         table="raw",
         rows=sum(file.rows for file in staged),
@@ -58,14 +61,13 @@ def land_partition(slice_: Slice) -> StageResult:
 
 
 def _stage_good_rows(
-    slice_: Slice, reader: PartitionReader, attempt: int, rejected: list[Rejected]
+    slice_: Slice, reader: PartitionReader, folder: Path, rejected: list[Rejected]
 ) -> list[StagedFile]:
     def good() -> Iterator[pa.RecordBatch]:
         for batch, bad in reader:
             rejected.extend(bad)
             yield batch
 
-    folder = slice_.layout.staging(slice_.key) / f"raw-{attempt}"
     try:
         return stage(good(), reader.contract.schema, folder, "raw")
     except DuplicateKeysError as error:

@@ -7,17 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_platform.core.data.contract import Rejected
-from batch_platform.core.data.lake import Slot
 from batch_platform.core.data.staging import StagedFile, stage
-from batch_platform.core.gate import CheckResult, enforce
 from batch_platform.core.slice import Slice
-from batch_platform.errors import GateError, SupersededError
 
 Stage = Literal["raw", "features", "predictions"]
 _PAYLOAD_CHARACTERS = 2_000
@@ -38,60 +36,13 @@ SCHEMA = pa.schema(
 )
 
 
-def commit_quarantine(
-    slice_: Slice, stage_name: Stage, rejected: Sequence[Rejected], fingerprint: str, attempt: int
-) -> None:
-    """Make these rows the quarantine of one stage of the slice; none clears it.
-
-    Args:
-        fingerprint: of the work that rejected them, so that a repeated run changes nothing.
-        attempt: the stage's own, so that rows and quarantine of two attempts are never mixed.
-
-    Raises:
-        SupersededError: a newer attempt of the stage has committed.
-        StorageError: the lake cannot be written.
-    """
-    lake, slot = slice_.lake, Slot("quarantine", slice_.key, stage_name)
-    stage_head = lake.head(Slot(stage_name, slice_.key))
-    if stage_head is not None and stage_head.attempt > attempt and stage_head.fingerprint != fingerprint:
-        raise SupersededError(
-            f"{slice_.about}: attempt {attempt} of {stage_name} is superseded by attempt {stage_head.attempt}; "
-            "there is nothing left to do"
-        )
-    standing = lake.head(slot)
-    if standing is None and not rejected:
-        return
-    if standing is not None and standing.fingerprint == fingerprint:
-        return
-    staged = _stage_rows(slice_, stage_name, rejected, attempt, f"quarantine-{attempt}")
-    lake.commit(slot, staged, SCHEMA, slice_.receipt(fingerprint), attempt)
-
-
-def publishable(
-    slice_: Slice, stage_name: Stage, checks: tuple[CheckResult, ...], rejected: Sequence[Rejected]
-) -> None:
-    """Pass the gate; a refused result is not published, and its bad rows are kept where they can be read.
-
-    Raises:
-        GateError: names every failed check, and the file with the bad rows.
-    """
-    try:
-        enforce(checks, slice_.about)
-    except GateError as error:
-        if not rejected:
-            raise
-        (file,) = _stage_rows(slice_, stage_name, rejected, 0, f"refused-{stage_name}")
-        raise GateError(f"{error}; the rows are in {file.path}", error.checks) from None
-
-
-def _stage_rows(
-    slice_: Slice, stage_name: Stage, rejected: Sequence[Rejected], attempt: int, folder: str
+def stage_rejected(
+    slice_: Slice, stage_name: Stage, rejected: Sequence[Rejected], attempt: int, folder: Path
 ) -> list[StagedFile]:
-    now = datetime.now(UTC)
-    origin = {"attempt": attempt, "run_id": slice_.run.run_id, "quarantined_at": now}
-    rows = [asdict(row) | origin for row in rejected]
-    batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
-    return stage([batch], SCHEMA, slice_.layout.staging(slice_.key) / folder, stage_name)
+    """Write rejected rows as they stand in the table; no rows give no file."""
+    origin = {"attempt": attempt, "run_id": slice_.run.run_id, "quarantined_at": datetime.now(UTC)}
+    batch = pa.RecordBatch.from_pylist([asdict(row) | origin for row in rejected], SCHEMA)
+    return stage([batch], SCHEMA, folder, stage_name)
 
 
 def standing_quarantine(slice_: Slice, stage_name: Stage) -> list[Rejected]:

@@ -1,15 +1,14 @@
 """Stage `predictions`: one partition of features scored by one model version, exactly once.
 
-Reads in this order: pin the work, adopt what is there, score the missing shards, judge the result, commit.
-Killed anywhere, a later call goes on from the last finished shard; a changed model, recipe, parameter or
-code has another fingerprint and starts afresh. It does not know how a model computes.
+Reads in this order: pin the work, adopt what is there, score the missing shards, put them together, judge the
+result, publish. Killed anywhere, a later call goes on from the last finished shard; a changed model, recipe,
+parameter or code has another fingerprint and starts afresh. It does not know how a model computes.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,26 +16,25 @@ import pyarrow.compute as pc
 
 from batch_platform.core import gate
 from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger
-from batch_platform.core.data.staging import read_files
+from batch_platform.core.data.staging import read_files, stage
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint, input_hashes
-from batch_platform.core.quarantine import (
-    commit_quarantine,
-    locate,
-    payload_of,
-    publishable,
-    standing_quarantine,
-)
+from batch_platform.core.publishing import publish, publishable, settle
+from batch_platform.core.quarantine import locate, payload_of, standing_quarantine
+from batch_platform.core.redriving import interleaved, only
 from batch_platform.core.slice import Slice, StageResult, commit_small
 from batch_platform.core.spec import DecisionSpec, PipelineSpec
-from batch_platform.errors import SignatureError
+from batch_platform.errors import SignatureError, StorageError
 
 Progress = Callable[[str], None]
+
+_SCORING_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Work:
         model: the version that the alias pointed to when the run was asked for.
         signature: the model's, with the pipeline's positive class.
         parameters: all that can change an output besides data, model and code.
+        redrives: the commit whose quarantined rows alone are to be scored again; None to score all rows.
     """
 
     features: Commit
@@ -55,9 +54,11 @@ class Work:
     signature: ModelSignature
     decision: DecisionSpec | None
     parameters: dict[str, Any]
+    redrives: Commit | None = None
 
     @property
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
+        """Equal for all work that gives a row the same values."""
         return fingerprint(
             {
                 "features": self.features.fingerprint,
@@ -69,8 +70,11 @@ class Work:
         )
 
     @property
-    def rows_in(self) -> int:
-        return sum(file["rows"] for file in self.features.receipt["files"])
+    def fingerprint(self) -> str:
+        """Identity of the work: of its shards, and of its commit."""
+        if self.redrives is None:
+            return self.identity
+        return fingerprint({"work": self.identity, "redrives": self.redrives.attempt})
 
     @property
     def schema(self) -> pa.Schema:
@@ -91,7 +95,7 @@ class Work:
 
 
 def score_partition(
-    slice_: Slice, model: RegisteredVersion, engine: Engine, progress: Progress
+    slice_: Slice, model: RegisteredVersion, engine: Engine, progress: Progress, redrive: bool = False
 ) -> StageResult:
     """Score one partition of features.
 
@@ -99,6 +103,7 @@ def score_partition(
         model: the version to score with.
         engine: that model, loaded; it may have scored other partitions before.
         progress: told after every shard.
+        redrive: where the same work is committed already, score its quarantined rows again.
 
     Raises:
         UpstreamMissingError: the partition has no features.
@@ -110,24 +115,29 @@ def score_partition(
     work = pin(slice_, model, engine)
     slot = Slot("predictions", slice_.key)
     standing = slice_.lake.head(slot)
-    if standing is not None and standing.fingerprint == work.fingerprint:
-        return _adopt(slice_, work, standing)
+    if standing is not None and standing.receipt["work"] == work.identity:
+        settle(slice_, "predictions", standing)
+        if not redrive or not standing.receipt["quarantined"]:
+            return _adopt(slice_, work, standing)
+        work = replace(work, redrives=standing)
 
     attempt = slice_.lake.begin(slot)
-    ledger = ShardLedger(slice_.layout.staging(slice_.key) / work.fingerprint)
-    shards = _score_missing_shards(slice_, work, engine, ledger, progress)
-    rejected = _rejected_rows(slice_, shards)
-    staged = [shard.file for shard in shards if shard.file is not None]
-    checks = _judge(slice_, work, (file.path for file in staged), rejected)
-    publishable(slice_, "predictions", checks, rejected)
+    with slice_.workspace("predictions", attempt) as folder:
+        ledger = ShardLedger(slice_.layout.staging(slice_.key) / work.fingerprint, folder)
+        shards = _score(slice_, work, engine, ledger, progress)
+        rejected = _rejected_rows(slice_, shards)
+        rows = _together(slice_, work, [shard.file.path for shard in shards if shard.file is not None])
+        staged = stage(rows, work.schema, folder, "predictions")
+        checks = _judge(slice_, work, (file.path for file in staged), rejected)
+        publishable(slice_, "predictions", checks, rejected)
 
-    stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
-    commit_quarantine(slice_, "predictions", rejected, work.fingerprint, attempt)
-    receipt = slice_.receipt(
-        work.fingerprint, **_describe(work), stats=stats.to_dict(), quarantined=len(rejected)
-    )
-    _record_stats(slice_, stats, work.fingerprint)
-    commit = slice_.lake.commit(slot, staged, work.schema, receipt, attempt)
+        stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
+        _record_stats(slice_, stats, work.fingerprint)
+        what = {**_describe(work), "stats": stats.to_dict(), "shards": len(shards)}
+        commit = publish(
+            slice_, "predictions", staged, work.schema, rejected, work.fingerprint, attempt, **what
+        )
+        ledger.discard()
     return _result(work, commit, checks, reused=False)
 
 
@@ -191,6 +201,8 @@ def signature_for(model: RegisteredVersion, decision: DecisionSpec | None) -> Mo
 
 def _describe(work: Work) -> dict[str, Any]:
     return {
+        "work": work.identity,
+        "rows_in": work.features.rows,
         "model": work.model.name,
         "model_version": work.model.version,
         "model_digest": work.model.digest,
@@ -205,21 +217,42 @@ def _describe(work: Work) -> dict[str, Any]:
 # -- shards -----------------------------------------------------------------------------------------------
 
 
-def _score_missing_shards(
+def _score(
     slice_: Slice, work: Work, engine: Engine, ledger: ShardLedger, progress: Progress
 ) -> list[FinishedShard]:
-    shards: dict[int, FinishedShard] = {}
+    """All shards, with their files on this machine and every byte checked."""
+    for _ in range(_SCORING_TRIES):
+        count = _score_missing_shards(slice_, work, engine, ledger, progress)
+        shards = [ledger.fetch(index) for index in range(count)]
+        whole = [shard for shard in shards if shard is not None]
+        if len(whole) == count:
+            return whole
+        progress(
+            f"{slice_.about}: {count - len(whole)} shards were altered or taken away: scoring them again"
+        )
+    raise StorageError(
+        f"{slice_.about}: shards in {slice_.layout.staging(slice_.key)} do not stay as they were written; check "
+        "the storage, then run the partition again"
+    )
+
+
+def _score_missing_shards(
+    slice_: Slice, work: Work, engine: Engine, ledger: ShardLedger, progress: Progress
+) -> int:
+    """Score what the ledger does not have; returns the number of all shards."""
     waiting: deque[tuple[int, pa.Table]] = deque()
+    shards = done_rows = 0
 
     def missing() -> Iterator[pa.Table]:
-        for index, features in enumerate(_cut(slice_)):
-            if (done := ledger.finished(index)) is not None:
-                shards[index] = done
+        nonlocal shards, done_rows
+        for index, features in enumerate(_cut(slice_, work)):
+            shards += 1
+            if ledger.finished(index) is not None:
+                done_rows += features.num_rows
                 continue
             waiting.append((index, features))
             yield features
 
-    done_rows = 0
     for result in engine.score_stream(missing()):
         index, features = waiting.popleft()
         rows = _decorate(slice_, work, features, result)
@@ -227,18 +260,23 @@ def _score_missing_shards(
             "stats": result.stats.to_dict(),
             "failures": [[f.row_key, f.error_type, f.message] for f in result.failures],
         }
-        shards[index] = ledger.record(index, rows, notes)
+        ledger.record(index, rows, notes)
         done_rows += features.num_rows
-        progress(f"{slice_.about}: {done_rows} of {work.rows_in} rows scored")
-    return [shards[index] for index in sorted(shards)]
+        progress(f"{slice_.about}: {done_rows} of {_rows_to_score(work)} rows scored")
+    return shards
 
 
-def _cut(slice_: Slice) -> Iterator[pa.Table]:
-    """The features in their committed order, `shard_rows` at a time."""
+def _rows_to_score(work: Work) -> int:
+    return work.features.rows if work.redrives is None else work.redrives.receipt["quarantined"]
+
+
+def _cut(slice_: Slice, work: Work) -> Iterator[pa.Table]:
+    """The features to score in their committed order, `shard_rows` at a time."""
     size = slice_.spec.inference.shard_rows
     held: list[pa.RecordBatch] = []
     rows = 0
-    for batch in slice_.lake.batches("features", slice_.key):
+    batches = slice_.lake.batches("features", slice_.key)
+    for batch in batches if work.redrives is None else only(batches, _quarantined_keys(slice_)):
         while rows + batch.num_rows >= size:
             held.append(batch.slice(0, size - rows))
             yield pa.Table.from_batches(held)
@@ -249,6 +287,24 @@ def _cut(slice_: Slice) -> Iterator[pa.Table]:
             rows += batch.num_rows
     if held:
         yield pa.Table.from_batches(held)
+
+
+def _quarantined_keys(slice_: Slice) -> pa.Array:
+    return pa.array([row.row_key for row in standing_quarantine(slice_, "predictions")], pa.string())
+
+
+def _together(slice_: Slice, work: Work, shards: list[Location]) -> Iterator[pa.RecordBatch]:
+    """The rows of the result in the order of the features."""
+    if work.redrives is None:
+        return read_files(shards)
+    slot = Slot("predictions", slice_.key)
+    standing = [slice_.lake.location(slot, file["path"]) for file in work.redrives.receipt["files"]]
+    fresh = pa.Table.from_batches(read_files(shards), work.schema)
+    return interleaved(_feature_keys(slice_), read_files(standing), _quarantined_keys(slice_), fresh)
+
+
+def _feature_keys(slice_: Slice) -> Iterator[pa.Array]:
+    return (batch["row_key"] for batch in slice_.lake.batches("features", slice_.key, ["row_key"]))
 
 
 def _decorate(slice_: Slice, work: Work, features: pa.Table, result: ShardResult) -> pa.Table:
@@ -294,13 +350,12 @@ def _rejected_rows(slice_: Slice, shards: list[FinishedShard]) -> list[Rejected]
 
 
 def _judge(
-    slice_: Slice, work: Work, paths: Iterable[Path], rejected: list[Rejected]
+    slice_: Slice, work: Work, paths: Iterable[Location], rejected: list[Rejected]
 ) -> tuple[gate.CheckResult, ...]:
     quarantined = frozenset(row.row_key for row in rejected if row.row_key is not None)
-    keys = (batch["row_key"] for batch in slice_.lake.batches("features", slice_.key, ["row_key"]))
     return (
-        *gate.judge_predictions(keys, read_files(paths), quarantined, work.signature),
-        gate.quarantined_share(rejected, work.rows_in, slice_.spec.inference.max_error_share),
+        *gate.judge_predictions(_feature_keys(slice_), read_files(paths), quarantined, work.signature),
+        gate.quarantined_share(rejected, work.features.rows, slice_.spec.inference.max_error_share),
     )
 
 
@@ -316,12 +371,12 @@ def _result(work: Work, commit: Commit, checks: tuple[gate.CheckResult, ...], re
     receipt = commit.receipt
     return StageResult(
         table="predictions",
-        rows=sum(file["rows"] for file in receipt["files"]),
+        rows=commit.rows,
         data_version=commit.fingerprint,
         reused=reused,
         checks=checks,
         metadata={
-            "rows_in": work.rows_in,
+            "rows_in": receipt["rows_in"],
             "quarantined": receipt["quarantined"],
             "model": f"{work.model.name} version {work.model.version}",
             "model_digest": work.model.digest,

@@ -4,8 +4,10 @@ A slice is one partition of one pipeline together with where to read and write i
 a stage committed and how it was judged. No stage logic here.
 """
 
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,6 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Lake, Slot
 from batch_platform.core.data.partitions import Partition
 from batch_platform.core.data.staging import stage
@@ -87,6 +91,15 @@ class Slice:
             **what,
         }
 
+    @contextmanager
+    def workspace(self, table: str, attempt: int) -> Iterator[Path]:
+        """A folder of this machine for an attempt's files in the making; gone at the end of the block."""
+        folder = self.layout.scratch(self.key) / f"{table}-{attempt}-{uuid.uuid4().hex[:8]}"
+        try:
+            yield folder
+        finally:
+            files.remove_folder(folder)
+
 
 def commit_small(slice_: Slice, table: str, rows: pa.RecordBatch, fingerprint: str) -> None:
     """Make a few rows (statistics, verdicts) the content of a table's partition, unless they are already."""
@@ -95,9 +108,9 @@ def commit_small(slice_: Slice, table: str, rows: pa.RecordBatch, fingerprint: s
     if standing is not None and standing.fingerprint == fingerprint:
         return
     attempt = slice_.lake.begin(slot)
-    folder = slice_.layout.staging(slice_.key) / f"{table}-{attempt}"
-    staged = stage([rows], rows.schema, folder, table)
-    slice_.lake.commit(slot, staged, rows.schema, slice_.receipt(fingerprint), attempt)
+    with slice_.workspace(table, attempt) as folder:
+        staged = stage([rows], rows.schema, folder, table)
+        slice_.lake.commit(slot, staged, rows.schema, slice_.receipt(fingerprint), attempt)
 
 
 @dataclass(frozen=True)
@@ -124,5 +137,5 @@ class StageResult:
     checks: tuple[CheckResult, ...]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     markdown: str = ""
-    report: Path | None = None
-    rendering: Future[Path] | None = None
+    report: Location | None = None
+    rendering: Future[Any] | None = None

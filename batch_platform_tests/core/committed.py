@@ -37,5 +37,5 @@ def commit(slice_: Slice, table: str, rows: pa.Table, fingerprint: str = "", **r
     attempt = slice_.lake.begin(slot)
     place = slice_.layout.staging(slice_.key) / f"{table}-{attempt}"
     staged = stage(rows.to_batches(), rows.schema, place, table)
-    made = slice_.receipt(fingerprint or f"{table} {attempt}", **receipt)
+    made = slice_.receipt(fingerprint or f"{table}_{attempt}", **receipt)
     slice_.lake.commit(slot, staged, rows.schema, made, attempt)

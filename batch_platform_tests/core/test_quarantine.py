@@ -10,16 +10,11 @@ import pyarrow as pa
 import pytest
 
 from batch_platform.core.data.contract import Rejected
-from batch_platform.core.data.lake import Slot
+from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.staging import stage
 from batch_platform.core.gate import CheckResult
-from batch_platform.core.quarantine import (
-    commit_quarantine,
-    locate,
-    payload_of,
-    publishable,
-    standing_quarantine,
-)
+from batch_platform.core.publishing import publish, publishable, settle
+from batch_platform.core.quarantine import Stage, locate, payload_of, standing_quarantine
 from batch_platform.core.slice import Run, Slice
 from batch_platform.core.spec import parse_spec
 from batch_platform.errors import GateError, SupersededError
@@ -45,11 +40,22 @@ def table(slice_: Slice) -> pl.DataFrame:
     return pl.read_delta(str(slice_.layout.table("quarantine")))
 
 
+SCHEMA = pa.schema([("row_key", pa.string())])
+
+
+def decide(
+    slice_: Slice, stage_name: Stage, rejected: list[Rejected], fingerprint: str, attempt: int = 0
+) -> Commit:
+    """Publish an empty result of a stage with these rows in quarantine."""
+    attempt = attempt or slice_.lake.begin(Slot(stage_name, slice_.key))
+    return publish(slice_, stage_name, [], SCHEMA, rejected, fingerprint, attempt)
+
+
 def test_rows_by_stage_and_partition(tmp_path: Path) -> None:
     first, second = slice_of(tmp_path), slice_of(tmp_path, DAYS[1])
-    commit_quarantine(first, "raw", [BAD, NO_KEY], "f1", attempt=1)
-    commit_quarantine(first, "features", [BAD], "f2", attempt=1)
-    commit_quarantine(second, "raw", [BAD], "f3", attempt=4)
+    decide(first, "raw", [BAD, NO_KEY], "f1")
+    decide(first, "features", [BAD], "f2")
+    decide(second, "raw", [BAD], "f3", attempt=4)
     assert standing_quarantine(first, "raw") == [BAD, NO_KEY]
     assert standing_quarantine(first, "features") == [BAD]
     assert standing_quarantine(second, "raw") == [BAD]
@@ -60,35 +66,58 @@ def test_rows_by_stage_and_partition(tmp_path: Path) -> None:
     assert frame.filter(pl.col("partition_key") == DAYS[1])["attempt"].to_list() == [4]
 
     # The rows of one stage are replaced, and cleared, alone.
-    commit_quarantine(first, "raw", [], "f4", attempt=2)
+    decide(first, "raw", [], "f4")
     assert standing_quarantine(first, "raw") == []
     assert table(first).height == 2
 
 
 def test_nothing_is_written_where_nothing_is_bad(tmp_path: Path) -> None:
     slice_ = slice_of(tmp_path)
-    commit_quarantine(slice_, "raw", [], "f1", attempt=1)
+    decide(slice_, "raw", [], "f1")
     assert not slice_.layout.table("quarantine").exists()
 
 
-def test_a_repeated_run_changes_nothing(tmp_path: Path) -> None:
+def test_a_twin_changes_nothing(tmp_path: Path) -> None:
     slice_ = slice_of(tmp_path)
-    commit_quarantine(slice_, "raw", [BAD], "f1", attempt=1)
+    attempts = [slice_.lake.begin(Slot("raw", slice_.key)) for _ in range(2)]
+    decide(slice_, "raw", [BAD], "f1", attempts[1])
     before = table(slice_)
-    commit_quarantine(replace(slice_, run=Run("r2")), "raw", [BAD], "f1", attempt=2)
+    twin = decide(replace(slice_, run=Run("r2")), "raw", [BAD], "f1", attempts[0])
+    assert twin.attempt == attempts[1]
     assert table(slice_).equals(before)
+    assert len(list(slice_.layout.table("quarantine").rglob("*.parquet"))) == 1
 
 
 def test_an_older_attempt_of_the_stage_is_refused(tmp_path: Path) -> None:
     slice_ = slice_of(tmp_path)
-    schema = pa.schema([("row_key", pa.string())])
-    slot = Slot("predictions", slice_.key)
-    assert [slice_.lake.begin(slot), slice_.lake.begin(slot)] == [1, 2]
-    staged = stage([pa.record_batch([["k"]], schema=schema)], schema, tmp_path / "staged", "x")
-    slice_.lake.commit(slot, staged, schema, {"fingerprint": "new"}, 2)
-    with pytest.raises(SupersededError, match="attempt 1 of predictions is superseded by attempt 2"):
-        commit_quarantine(slice_, "predictions", [BAD], "old", attempt=1)
+    attempts = [slice_.lake.begin(Slot("predictions", slice_.key)) for _ in range(2)]
+    decide(slice_, "predictions", [], "new", attempts[1])
+    with pytest.raises(SupersededError, match="attempt 1 is superseded by attempt 2"):
+        decide(slice_, "predictions", [BAD], "old", attempts[0])
     assert standing_quarantine(slice_, "predictions") == []
+    assert not list(slice_.layout.table("quarantine").rglob("*.parquet"))
+
+
+@pytest.mark.parametrize("before", [[], [NO_KEY]])
+def test_killed_between_rows_and_quarantine_the_decision_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: list[Rejected]
+) -> None:
+    slice_ = slice_of(tmp_path)
+    decide(slice_, "raw", before, "f1")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "batch_platform.core.publishing.settle", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            decide(slice_, "raw", [BAD], "f2")
+    assert standing_quarantine(slice_, "raw") == before
+    head = slice_.lake.head(Slot("raw", slice_.key))
+    assert head is not None
+    settle(slice_, "raw", head)
+    assert standing_quarantine(slice_, "raw") == [BAD]
+    versions = pl.read_delta(str(slice_.layout.table("quarantine")))
+    settle(slice_, "raw", head)
+    assert table(slice_).equals(versions)
 
 
 def test_the_gate_keeps_refused_rows_where_they_can_be_read(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 The stages are called without Dagster.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,16 @@ class Bench:
         run: str = "first",
         model: RegisteredVersion | None = None,
         progress: Callable[[str], None] | None = None,
+        redrive: bool = False,
+        poison: Sequence[str] = (),
     ) -> StageResult:
+        """Score; rows with keys in `poison` get NaN."""
         self.scored.clear()
+        engine = self.engine(model)
+        if poison:
+            _spoil(engine, poison)
         return scoring.score_partition(
-            self.slice(run), model or self.model, self.engine(model), progress or self.said.append
+            self.slice(run), model or self.model, engine, progress or self.said.append, redrive
         )
 
     def killed_after(self, shards: int, run: str = "first") -> None:
@@ -85,6 +91,33 @@ class Bench:
     def predictions(self) -> pl.DataFrame:
         frame = self.mini.table("predictions")
         return frame if frame.is_empty() else frame.sort("row_key")
+
+
+def _spoil(engine: Engine, keys: Sequence[str]) -> None:
+    """Let the model give NaN for rows of these keys."""
+    compute, prepare = engine._compute, engine._prepare
+    spoiled: dict[int, list[int]] = {}
+
+    def note(table: pa.Table) -> Any:
+        shard = prepare(table)
+        spoiled[id(shard)] = [n for n, key in enumerate(table["row_key"].to_pylist()) if key in keys]
+        return shard
+
+    def spoil(shard: Any, started: float) -> Any:
+        forward = engine.predictor.forward
+
+        def poisoned(prepared: Any, rows: Any) -> Any:
+            raw = forward(prepared, rows)
+            raw[[place for place, row in enumerate(rows) if row in spoiled[id(shard)]]] = float("nan")
+            return raw
+
+        engine.predictor.forward = poisoned  # type: ignore[method-assign]
+        try:
+            return compute(shard, started)
+        finally:
+            engine.predictor.forward = forward  # type: ignore[method-assign]
+
+    engine._prepare, engine._compute = note, spoil  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -125,9 +158,7 @@ def test_killed_before_the_commit_nothing_is_scored_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            scoring, "commit_quarantine", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(scoring, "publish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             bench.score()
     assert bench.predictions().is_empty()
@@ -143,7 +174,7 @@ def test_an_altered_shard_is_scored_again(bench: Bench) -> None:
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     bench.score("second")
-    assert bench.scored == [8, 4]
+    assert bench.scored == [4, 8]  # the damage shows when the bytes are read, after the missing one
     assert bench.predictions().height == ROWS
 
 
@@ -278,9 +309,9 @@ def test_features_are_streamed(bench: Bench, monkeypatch: pytest.MonkeyPatch) ->
     read = 0
     real = scoring._cut
 
-    def counted(slice_: Slice) -> Iterator[pa.Table]:
+    def counted(slice_: Slice, work: scoring.Work) -> Iterator[pa.Table]:
         nonlocal read
-        for shard in real(slice_):
+        for shard in real(slice_, work):
             read += 1
             yield shard
 
@@ -325,3 +356,44 @@ def test_too_many_failures_commit_nothing_and_say_where_the_rows_are(
     assert rows.height == ROWS
     assert bench.predictions().is_empty()
     assert bench.mini.table("quarantine").is_empty()
+
+
+def test_a_redrive_scores_only_the_quarantined_rows(bench: Bench) -> None:
+    bench.mini.change(inference={"max_error_share": 0.5})
+    keys = bench.mini.table("features")["row_key"].to_list()
+    poison = [keys[0], keys[9], keys[10], keys[19]]
+    bench.score("first", poison=poison)
+    before = bench.predictions()
+    assert before.height == ROWS - 4
+    assert bench.mini.table("quarantine")["row_key"].to_list() == poison
+
+    bench.score("second")  # the same work: nothing is tried again by itself
+    assert bench.scored == []
+    again = bench.score("third", redrive=True, poison=poison[:1])
+    assert bench.scored == [3]
+    assert (again.rows, again.metadata["quarantined"]) == (ROWS - 1, 1)
+    table = bench.mini.table("predictions")
+    assert table["row_key"].to_list() == [key for key in keys if key != poison[0]]
+    runs = dict(zip(table["row_key"], table["run_id"], strict=True))
+    assert {key for key, run in runs.items() if run == "third"} == set(poison[1:])
+    kept = table.filter(pl.col("run_id") == "first").sort("row_key")
+    assert kept.equals(before)
+    assert bench.mini.table("quarantine")["row_key"].to_list() == poison[:1]
+
+    bench.score("fourth", redrive=True)
+    assert bench.predictions().height == ROWS
+    assert bench.mini.table("quarantine").is_empty()
+    # Values are those of a run in which nothing failed, within what another batch may change.
+    whole = bench.predictions()
+    bench.mini.register(seed=1)
+    bench.mini.change(inference={"max_error_share": 0.4, "shard_rows": 9})
+    bench.score("undisturbed")
+    assert bench.predictions()["label"].equals(whole["label"])
+    assert (bench.predictions()["score"] - whole["score"]).abs().max() < 1e-6
+    assert bench.score("fifth", redrive=True).reused  # nothing is in quarantine
+
+
+def test_staging_of_committed_work_is_gone(bench: Bench) -> None:
+    bench.score()
+    assert not list(bench.mini.layout.staging(DAY).rglob("*.parquet"))
+    assert not list(bench.mini.layout.scratch(DAY).rglob("*.parquet"))

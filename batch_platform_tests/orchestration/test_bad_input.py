@@ -453,7 +453,7 @@ def test_a_full_disk_in_the_middle_of_a_write(mini: Mini, stage: str) -> None:
         result = mini.run(DAYS[0], stages=[stage], fail=True)
     cause = lines_by_day(result)[DAYS[0]]
     assert cause.startswith(f"{stage}: "), cause
-    assert f"staging/mini/{DAYS[0]}/" in cause
+    assert f"staging/.scratch/mini/{DAYS[0]}/" in cause
     assert ".parquet cannot be written" in cause
     assert "File too large" in cause
     assert "free some space" in cause

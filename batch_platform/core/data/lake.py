@@ -1,42 +1,35 @@
 """The lake: one Delta table per kind of result, replaced one partition at a time, all or nothing.
 
-Decides how staged files become a partition's content and who wins when two attempts race. An attempt
+Decides how finished files become a partition's content and who wins when two attempts race. An attempt
 has a number; check and commit happen on the same table handle, whose application transaction makes them
 a compare-and-swap: the highest attempt stands, an older one is told that it is superseded. The receipt of
-a commit is its Delta commit metadata; a copy lies in `receipts/` so that no reader scans history.
-It does not know what the rows mean.
+a commit is its Delta commit metadata, and carries the hash of the commit before it in the table's log; a copy lies in
+`receipts/`, so that no reader scans history. It does not know what the rows mean.
 """
 
 import json
-import os
 import re
-import threading
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
-from deltalake import Schema as DeltaSchema
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
 
 from batch_platform.core.data import files
+from batch_platform.core.data.delta_table import RECEIPT, CommitFailedError, DeltaError, DeltaFolder, plain
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.staging import StagedFile, read_files
 from batch_platform.core.layout import Layout
 from batch_platform.errors import StorageError, SupersededError
 
 PARTITION_COLUMN = "partition_key"
-_CONFIGURATION = {
-    # Receipts live in the log's commits: nothing of it may expire by itself.
-    "delta.logRetentionDuration": "interval 36500 days",
-    "delta.enableExpiredLogCleanup": "false",
-}
-_COMMIT_TRIES = 40
+_COMMIT_TRIES = 60
 _LONGEST_PAUSE_SECONDS = 1.0
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_DATA_FILE = re.compile(r"([0-9A-Za-z_]{1,16})-([0-9]+)-[A-Za-z0-9_.-]+\.parquet")
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,12 @@ class Slot:
     def prefix(self) -> str:
         return f"{self.stage or 'all'}-"
 
+    @classmethod
+    def of(cls, receipt: Mapping[str, Any]) -> "Slot":
+        """The slot that a receipt speaks of."""
+        stage = receipt["stage"] if receipt["table"] == "quarantine" else ""
+        return cls(receipt["table"], receipt[PARTITION_COLUMN], stage)
+
 
 @dataclass(frozen=True)
 class Commit:
@@ -85,21 +84,34 @@ class Commit:
         """Identity of the work whose result this is."""
         return self.receipt["fingerprint"]
 
+    @property
+    def rows(self) -> int:
+        return sum(file["rows"] for file in self.receipt["files"])
+
 
 class Lake:
-    """The tables of one pipeline. Opened tables are kept and brought up to date at each use."""
+    """The tables of one pipeline."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._handles: dict[str, DeltaTable] = {}
-        # Shards are read ahead in another thread.
-        self._lock = threading.Lock()
+        self._folders: dict[str, DeltaFolder] = {}
+
+    def table(self, name: str) -> DeltaFolder:
+        """A table's folder and log."""
+        return self._folders.setdefault(name, DeltaFolder(self.layout.table(name)))
+
+    def tables(self) -> list[str]:
+        """Names of the tables that are there."""
+        folder = self.layout.table("x").parent
+        if not folder.is_dir():
+            return []
+        return sorted(entry.name for entry in folder.iterdir() if self.table(entry.name).open() is not None)
 
     # -- reading ------------------------------------------------------------------------------------------
 
     def head(self, slot: Slot) -> Commit | None:
         """The commit that stands in a slot; None where nothing was ever committed."""
-        handle = self._open(slot.table)
+        handle = self.table(slot.table).open()
         attempt = None if handle is None else handle.transaction_version(slot.application)
         if handle is None or attempt is None:
             return None
@@ -111,20 +123,31 @@ class Lake:
         """The rows that stand in a partition, in the order of their commit, without partition columns."""
         return read_files(self.paths(table, partition_key, stage), columns)
 
-    def paths(self, table: str, partition_key: str, stage: str = "") -> list[Path]:
+    def paths(self, table: str, partition_key: str, stage: str = "") -> list[Location]:
         """The files that stand in a partition, in the order of their rows."""
-        handle = self._open(table)
+        handle = self.table(table).open()
         if handle is None:
             return []
         slot = Slot(table, partition_key, stage)
         uris = handle.file_uris(
             file_pruning_predicate=[(column, "=", value) for column, value in slot.values.items()]
         )
-        return sorted(Path(uri) for uri in uris)
+        # Only the name is taken: object storage gives its addresses percent-encoded.
+        return [self.location(slot, uri.rpartition("/")[2]) for uri in sorted(uris)]
+
+    def location(self, slot: Slot, name: str) -> Location:
+        """Where a data file of a slot lies, by its name in the receipt.
+
+        Raises:
+            StorageError: it is no name of a data file.
+        """
+        if not _DATA_FILE.fullmatch(name):
+            raise StorageError(f"{self._about(slot)}: {name!r} is not the name of one of its files")
+        return self.layout.table(slot.table) / slot.folder / name
 
     def schema(self, table: str) -> pa.Schema | None:
         """The table's columns without `partition_key`; None where there is no table."""
-        handle = self._open(table)
+        handle = self.table(table).open()
         if handle is None:
             return None
         schema = pa.schema(handle.schema().to_arrow())
@@ -132,7 +155,7 @@ class Lake:
 
     def partition_rows(self, table: str) -> dict[str, int]:
         """Rows by partition key, from the table's log alone. Partitions committed empty are not in it."""
-        handle = self._open(table)
+        handle = self.table(table).open()
         if handle is None:
             return {}
         actions = pa.table(handle.get_add_actions(flatten=True))
@@ -149,14 +172,32 @@ class Lake:
 
     def begin(self, slot: Slot) -> int:
         """Take the next attempt number of a slot; never given out twice."""
-        folder = self.layout.receipts(slot.table, slot.partition_key) / "attempts"
-        taken = [int(path.name.removeprefix(slot.prefix)) for path in folder.glob(f"{slot.prefix}*")]
-        handle = self._open(slot.table)
+        # Listed before the head is read: records are removed only below a head that stands.
+        taken = [
+            self._attempt_number(slot, path.name) for path in self._attempts(slot).glob(f"{slot.prefix}*")
+        ]
+        handle = self.table(slot.table).open()
         head = None if handle is None else handle.transaction_version(slot.application)
         number = max([*taken, head or 0]) + 1
-        while not files.create_once(folder / f"{slot.prefix}{number}", b""):
+        while not files.create_once(self._attempt(slot, number), uuid.uuid4().hex.encode()):
             number += 1
         return number
+
+    def place(
+        self, slot: Slot, staged: Sequence[StagedFile], fingerprint: str, attempt: int
+    ) -> list[StagedFile]:
+        """Move finished files into a table's folder, where no reader sees them before a commit names them.
+
+        Raises:
+            StorageError: a file is not what it was, or the store refuses.
+        """
+        placed = []
+        for file in staged:
+            _check_unaltered(file)
+            target = self.location(slot, f"{fingerprint[:16]}-{attempt}-{file.path.name}")
+            files.publish(file.path, target)
+            placed.append(replace(file, path=target))
+        return placed
 
     def commit(
         self,
@@ -166,11 +207,23 @@ class Lake:
         receipt: Mapping[str, Any],
         attempt: int,
     ) -> Commit:
-        """Make the staged files the whole content of the slot, in one Delta commit.
+        """Make staged files the whole content of the slot: `place`, then `commit_placed`."""
+        placed = self.place(slot, staged, receipt["fingerprint"], attempt)
+        return self.commit_placed(slot, placed, schema, receipt, attempt)
+
+    def commit_placed(
+        self,
+        slot: Slot,
+        placed: Sequence[StagedFile],
+        schema: pa.Schema,
+        receipt: Mapping[str, Any],
+        attempt: int,
+    ) -> Commit:
+        """Make placed files the whole content of the slot, in one Delta commit.
 
         Args:
             slot: the partition to replace; its table is created at the first commit.
-            staged: files in row order; none for an empty partition.
+            placed: files in row order, from `place`; none for an empty partition.
             schema: the files' columns, without the partition columns.
             receipt: what produced the rows; `fingerprint` is required.
             attempt: the number from `begin`.
@@ -180,80 +233,88 @@ class Lake:
 
         Raises:
             SupersededError: a newer attempt stands already.
-            StorageError: a staged file is not what it was, or the store refuses.
+            StorageError: the store refuses.
         """
-        for file in staged:
-            _check_unaltered(file)
-        linked = [self._link(slot, file, receipt["fingerprint"], attempt) for file in staged]
         full = {
             **receipt,
             "table": slot.table,
             **slot.values,
             "attempt": attempt,
-            "files": [file.describe() for file in linked],
+            "files": [file.describe() for file in placed],
         }
         try:
-            return self._compare_and_swap(slot, linked, schema, full, attempt)
+            commit = self._compare_and_swap(slot, placed, schema, full)
         except SupersededError:
-            for file in linked:
-                file.path.unlink()
+            _remove(placed)
             raise
+        if commit.attempt != attempt:  # a twin's result is the same: this one is not needed
+            _remove(placed)
+        files.remove(self._attempt(slot, attempt))
+        return commit
 
     def _compare_and_swap(
-        self,
-        slot: Slot,
-        linked: Sequence[StagedFile],
-        schema: pa.Schema,
-        receipt: dict[str, Any],
-        attempt: int,
+        self, slot: Slot, placed: Sequence[StagedFile], schema: pa.Schema, receipt: dict[str, Any]
     ) -> Commit:
-        pause = 0.01
+        attempt, pause = receipt["attempt"], 0.01
+        rival: Exception | None = None
+        lock = files.scratch(self.layout.root) / "locks" / f"{self.layout.pipeline}-{slot.table}"
         for _ in range(_COMMIT_TRIES):
-            handle = self._open_or_create(slot, schema)
-            standing = handle.transaction_version(slot.application)
-            if standing is not None and standing >= attempt:
-                found = self._receipt(handle, slot, standing)
-                if standing == attempt or found["fingerprint"] == receipt["fingerprint"]:
-                    return Commit(standing, found)
-                raise SupersededError(
-                    f"{self._about(slot)}: attempt {attempt} is superseded by attempt {standing}; there is "
-                    "nothing left to do"
-                )
             try:
-                self._write(handle, slot, linked, receipt, attempt)
-            except CommitFailedError:
+                with files.locked(lock):
+                    handle = self._open_for(slot, schema)
+                    standing = handle.transaction_version(slot.application)
+                    if standing is not None and standing >= attempt:
+                        return self._yield_to(handle, slot, standing, receipt)
+                    last = handle.version()
+                    previous = self.table(slot.table).commit_hash(last)
+                    whole = receipt | {"version": last + 1, "previous": previous}
+                    content = files.canonical_json(whole)
+                    self._write(handle, slot, placed, content, attempt)
+                    self.table(slot.table).make_durable(whole["version"])
+                    self._save_receipt(slot, whole)
+                    return Commit(attempt, whole)
+            except CommitFailedError as error:
+                rival = error
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
-                continue
             except (DeltaError, OSError) as error:
-                raise self._failed(slot, error) from error
-            self._make_log_durable(slot.table)
-            self._save_receipt(slot, attempt, receipt)
-            return Commit(attempt, receipt)
+                commit = self._standing(slot, attempt)  # a checkpoint after the commit can fail
+                if commit is None:
+                    raise self._failed(slot, error) from error
+                return commit
         raise StorageError(
-            f"{self._about(slot)}: {_COMMIT_TRIES} commits in a row met another writer's; run it again when "
-            "there are fewer writers"
+            f"{self._about(slot)}: {_COMMIT_TRIES} commits in a row met another writer's ({rival and plain(rival)}); run it "
+            "again when there are fewer writers"
+        )
+
+    def _standing(self, slot: Slot, attempt: int) -> Commit | None:
+        head = self.head(slot)
+        return head if head is not None and head.attempt == attempt else None
+
+    def _yield_to(self, handle: DeltaTable, slot: Slot, standing: int, mine: Mapping[str, Any]) -> Commit:
+        """What stands instead: my own commit whose reply was lost, a twin's equal work, or newer work."""
+        found = self._receipt(handle, slot, standing)
+        if standing == mine["attempt"] or found["fingerprint"] == mine["fingerprint"]:
+            return Commit(standing, found)
+        raise SupersededError(
+            f"{self._about(slot)}: attempt {mine['attempt']} is superseded by attempt {standing}; there is "
+            "nothing left to do"
         )
 
     def _write(
-        self,
-        handle: DeltaTable,
-        slot: Slot,
-        linked: Sequence[StagedFile],
-        receipt: Mapping[str, Any],
-        attempt: int,
+        self, handle: DeltaTable, slot: Slot, placed: Sequence[StagedFile], receipt: bytes, attempt: int
     ) -> None:
-        root = self.layout.table(slot.table)
+        now = int(time.time() * 1000)
         actions: list[AddAction | RemoveAction] = [
             AddAction(
-                path=str(file.path.relative_to(root)),
+                path=f"{slot.folder}/{file.path.name}",
                 size=file.size,
                 partition_values=slot.values,
-                modification_time=int(file.path.stat().st_mtime * 1000),
+                modification_time=now,
                 data_change=True,
                 stats=json.dumps({"numRecords": file.rows}),
             )
-            for file in linked
+            for file in placed
         ]
         handle.create_write_transaction(
             actions,
@@ -262,119 +323,82 @@ class Lake:
             partition_by=list(slot.values),
             partition_filters=[(column, "=", value) for column, value in slot.values.items()],
             commit_properties=CommitProperties(
-                custom_metadata={"receipt": files.canonical_json(receipt).decode()},
+                custom_metadata={RECEIPT: receipt.decode()},
                 app_transactions=[Transaction(slot.application, attempt)],
+                # The receipt names the one before it: with another commit in between it must be made anew.
+                max_commit_retries=0,
             ),
             post_commithook_properties=PostCommitHookProperties(
                 create_checkpoint=True, cleanup_expired_logs=False
             ),
         )
 
-    def _link(self, slot: Slot, file: StagedFile, fingerprint: str, attempt: int) -> StagedFile:
-        folder = self.layout.table(slot.table) / slot.folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            target = folder / f"{fingerprint[:16]}-{attempt}-{file.path.name}"
-            if not target.exists():
-                os.link(file.path, target)
-            files.fsync_folder(folder)
-        except OSError as error:
-            raise self._failed(slot, error) from error
-        return StagedFile(target, file.size, file.rows, file.sha256)
-
-    def _make_log_durable(self, table: str) -> None:
-        # delta-rs does not fsync its commit file; a torn last commit would make the table unreadable.
-        log = self.layout.table(table) / "_delta_log"
-        files.fsync_file(max(log.glob("*.json")))
-        files.fsync_folder(log)
-
     # -- receipts -----------------------------------------------------------------------------------------
 
-    def _receipt_path(self, slot: Slot, attempt: int) -> Path:
+    def receipt_location(self, slot: Slot, attempt: int) -> Location:
+        """Where the copy of a commit's receipt lies."""
         folder = self.layout.receipts(slot.table, slot.partition_key)
         return folder / f"{slot.prefix}{attempt}.json"
 
-    def _save_receipt(self, slot: Slot, attempt: int, receipt: Mapping[str, Any]) -> None:
-        files.create_once(self._receipt_path(slot, attempt), files.canonical_json(receipt))
-
-    def _receipt(self, handle: DeltaTable, slot: Slot, attempt: int) -> dict[str, Any]:
-        path = self._receipt_path(slot, attempt)
-        if path.is_file():
-            return json.loads(path.read_bytes())
-        # The process died between the commit and the copy: the commit has it.
-        wanted = {**slot.values, "attempt": attempt}
-        for entry in handle.history():
-            receipt = json.loads(entry.get("receipt", "{}"))
-            if {name: receipt.get(name) for name in wanted} == wanted:
-                self._save_receipt(slot, attempt, receipt)
-                return receipt
-        raise StorageError(
-            f"{self._about(slot)}: attempt {attempt} is committed but its receipt is neither at {path} nor in "
-            "the table's history"
+    def receipt_copy(self, receipt: Mapping[str, Any]) -> bytes:
+        """What the copy of a receipt holds: the receipt, and the hash of the commit that it was made by."""
+        return files.sealed(
+            {"receipt": receipt, "commit": self.table(receipt["table"]).commit_hash(receipt["version"])}
         )
 
-    # -- tables -------------------------------------------------------------------------------------------
+    def _save_receipt(self, slot: Slot, receipt: Mapping[str, Any]) -> None:
+        files.create_once(self.receipt_location(slot, receipt["attempt"]), self.receipt_copy(receipt))
 
-    def _open(self, table: str) -> DeltaTable | None:
-        with self._lock:
-            try:
-                if table in self._handles:
-                    self._handles[table].update_incremental()
-                else:
-                    self._handles[table] = DeltaTable(self.layout.table(table))
-                return self._handles[table]
-            except TableNotFoundError:
-                return None
-            except (DeltaError, OSError) as error:
-                raise StorageError(
-                    f"pipeline {self.layout.pipeline}: the table {self.layout.table(table)} cannot be opened: "
-                    f"{error}"
-                ) from error
+    def _receipt(self, handle: DeltaTable, slot: Slot, attempt: int) -> dict[str, Any]:
+        copy = files.unsealed(files.read_if_there(self.receipt_location(slot, attempt)) or b"")
+        if copy is not None:
+            return copy["receipt"]
+        # The process died between the commit and the copy, perhaps before the commit was durable.
+        wanted = {"table": slot.table, **slot.values, "attempt": attempt}
+        for found in self.table(slot.table).receipts_backwards(handle):
+            receipt = json.loads(found)
+            if {name: receipt.get(name) for name in wanted} == wanted:
+                self.table(slot.table).make_durable(receipt["version"])
+                self._save_receipt(slot, receipt)
+                return receipt
+        raise StorageError(
+            f"{self._about(slot)}: attempt {attempt} is committed but its receipt is neither at "
+            f"{self.receipt_location(slot, attempt)} nor in the table's log"
+        )
 
-    def _open_or_create(self, slot: Slot, schema: pa.Schema) -> DeltaTable:
+    # -- attempts -----------------------------------------------------------------------------------------
+
+    def _attempts(self, slot: Slot) -> Location:
+        return self.layout.receipts(slot.table, slot.partition_key) / "attempts"
+
+    def _attempt(self, slot: Slot, number: int) -> Location:
+        return self._attempts(slot) / f"{slot.prefix}{number}"
+
+    def _attempt_number(self, slot: Slot, name: str) -> int:
+        number = name.removeprefix(slot.prefix)
+        return int(number) if number.isdecimal() else 0
+
+    # -- details ------------------------------------------------------------------------------------------
+
+    def _open_for(self, slot: Slot, schema: pa.Schema) -> DeltaTable:
         keys = list(slot.values)
         full = pa.schema([*schema, *(pa.field(name, pa.string()) for name in keys)])
-        handle = self._open(slot.table)
-        if handle is None:
-            try:
-                handle = DeltaTable.create(
-                    self.layout.table(slot.table),
-                    schema=full,
-                    mode="ignore",
-                    partition_by=keys,
-                    configuration=_CONFIGURATION,
-                )
-            except (DeltaError, OSError) as error:
-                raise self._failed(slot, error) from error
-        self._evolve(handle, slot.table, full)
-        return handle
-
-    def _evolve(self, handle: DeltaTable, table: str, wanted: pa.Schema) -> None:
-        have = DeltaSchema.from_arrow(pa.schema(handle.schema().to_arrow()))
-        present = {field.name: field for field in have.fields}
-        missing = []
-        for field in DeltaSchema.from_arrow(wanted).fields:
-            known = present.get(field.name)
-            if known is None:
-                missing.append(field)
-            elif known.type != field.type:
-                raise StorageError(
-                    f"pipeline {self.layout.pipeline}, table {table}: column {field.name!r} is {known.type} "
-                    f"in the table and {field.type} now; rename it, or move the table's folder away"
-                )
-        if missing:
-            handle.alter.add_columns(missing)
+        return self.table(slot.table).open_for(full, keys)
 
     def _about(self, slot: Slot) -> str:
         return f"pipeline {self.layout.pipeline}, partition {slot.partition_key}, table {slot.table}"
 
     def _failed(self, slot: Slot, error: Exception) -> StorageError:
-        # delta-rs writes a coloured tree of causes.
-        cause = " ".join(_COLOUR.sub("", str(error)).split())
         return StorageError(
-            f"{self._about(slot)}: writing under {self.layout.root} failed: {cause}; nothing was committed. "
+            f"{self._about(slot)}: writing under {self.layout.root} failed: {plain(error)}; nothing was committed. "
             "Free some space or mend the permissions, then run the partition again"
         )
+
+
+def attempt_of(name: str) -> int | None:
+    """The attempt that made a data file, from its name; None where it is no name of a data file."""
+    found = _DATA_FILE.fullmatch(name)
+    return None if found is None else int(found[2])
 
 
 def _check_unaltered(file: StagedFile) -> None:
@@ -384,3 +408,8 @@ def _check_unaltered(file: StagedFile) -> None:
         same = False
     if not same:
         raise StorageError(f"staged file {file.path} is missing or altered; run the partition again")
+
+
+def _remove(placed: Sequence[StagedFile]) -> None:
+    for file in placed:
+        files.remove(file.path)

@@ -1,19 +1,18 @@
-"""Writing a table's Parquet files outside the table, before anyone can see them.
+"""Writing a table's Parquet files on this machine, before anyone can see them.
 
 Decides file and row-group sizes and what is remembered of each file. It does not know tables or commits.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batch_platform.core.data.files import fsync_folder, sha256_of, writing
+from batch_platform.core.data.files import Location, fsync_file, fsync_folder, sha256_of, writing
 
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 16 * 2**20
@@ -22,16 +21,16 @@ FILE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class StagedFile:
-    """A finished Parquet file: its path, bytes, rows and hex digest."""
+    """A finished Parquet file: its place, bytes, rows and hex digest."""
 
-    path: Path
+    path: Location
     size: int
     rows: int
     sha256: str
 
     def describe(self) -> dict[str, Any]:
         """The file as it stands in a receipt: by name, without this machine's folders."""
-        return {**asdict(self), "path": self.path.name}
+        return {"path": self.path.name, "size": self.size, "rows": self.rows, "sha256": self.sha256}
 
 
 def stage(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path, stem: str) -> list[StagedFile]:
@@ -102,19 +101,15 @@ class _OpenFile:
 
 def finish_file(path: Path, rows: int) -> StagedFile:
     """Make a written file durable and take its measure."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync_file(path)
     return StagedFile(path, path.stat().st_size, rows, sha256_of(path))
 
 
-def read_files(paths: Iterable[Path], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+def read_files(paths: Iterable[Location], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of Parquet files in file and row order, a bounded batch at a time."""
     for path in paths:
         # partitioning=None: a folder named partition_key=... must not become a column.
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path if isinstance(path, Path) else path.open()) as file:
             yield from file.iter_batches(batch_size=ROW_GROUP_ROWS // 4, columns=columns)
 
 

@@ -1,5 +1,7 @@
 """The lake replaces partitions whole, keeps receipts, and lets the newest attempt stand."""
 
+import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
@@ -7,6 +9,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from batch_platform.core.data import files
 from batch_platform.core.data.lake import Commit, Lake, Slot
 from batch_platform.core.data.staging import stage
 from batch_platform.core.layout import Layout
@@ -124,3 +127,69 @@ def test_other_readers_see_the_partition_key(lake: Lake, key: str) -> None:
     assert pl.read_delta(str(lake.layout.table("t")))["partition_key"].to_list() == [key, key]
     listed = [str(path) for path in lake.paths("t", key)]
     assert duckdb.sql(f"select count(*) from read_parquet({listed})").fetchall() == [(2,)]
+
+
+def receipts(lake: Lake) -> list[str]:
+    handle = lake.table("t").open()
+    assert handle is not None
+    return list(lake.table("t").receipts_backwards(handle))[::-1]
+
+
+def test_each_receipt_names_the_commit_before_it(lake: Lake) -> None:
+    write(lake, "2026-01-01", [1], "a")
+    write(lake, "2026-01-02", [2], "b")
+    write(lake, "2026-01-01", [3], "c")
+    chain = receipts(lake)
+    assert [json.loads(receipt)["fingerprint"] for receipt in chain] == ["a", "b", "c"]
+    assert [json.loads(receipt)["version"] for receipt in chain] == [1, 2, 3]
+    assert [json.loads(receipt)["previous"] for receipt in chain] == [
+        lake.table("t").commit_hash(v) for v in range(3)
+    ]
+    for receipt in chain:
+        values = json.loads(receipt)
+        copy = lake.receipt_location(Slot.of(values), values["attempt"])
+        unsealed = files.unsealed(copy.read_bytes())
+        assert unsealed == {"receipt": values, "commit": lake.table("t").commit_hash(values["version"])}
+        assert lake.table("t").receipt_at(values["version"]) == receipt
+
+
+def test_two_lakes_take_turns_and_the_chain_has_no_fork(tmp_path: Path) -> None:
+    lakes = [Lake(Layout(tmp_path, "p")) for _ in range(4)]
+
+    def work(number: int) -> None:
+        for day in range(1, 6):
+            write(lakes[number], f"2026-0{number + 1}-0{day}", [day], f"{number}{day}")
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    chain = receipts(lakes[0])
+    assert len(chain) == 20
+    hashes = [lakes[0].table("t").commit_hash(version) for version in range(20)]
+    assert [json.loads(receipt)["previous"] for receipt in chain] == hashes
+
+
+@pytest.mark.parametrize("content", [b"", b'{"commitInfo":{"times'])
+def test_a_commit_torn_by_a_power_loss_is_set_aside(lake: Lake, tmp_path: Path, content: bytes) -> None:
+    write(lake, "2026-01-01", [1], "a")
+    torn = lake.layout.table("t") / "_delta_log" / f"{2:020}.json"
+    torn.write_bytes(content)
+    other = Lake(Layout(tmp_path, "p"))
+    assert values(other, "2026-01-01") == [1]
+    write(other, "2026-01-01", [2], "b")
+    assert values(other, "2026-01-01") == [2]
+
+
+def test_a_torn_commit_in_the_middle_is_an_error(lake: Lake, tmp_path: Path) -> None:
+    write(lake, "2026-01-01", [1], "a")
+    write(lake, "2026-01-01", [2], "b")
+    (lake.layout.table("t") / "_delta_log" / f"{1:020}.json").write_bytes(b'{"commitInfo":{"times')
+    with pytest.raises(StorageError, match="cannot be opened"):
+        values(Lake(Layout(tmp_path, "p")), "2026-01-01")
+
+
+def test_a_torn_checkpoint_is_set_aside(lake: Lake, tmp_path: Path) -> None:
+    for number in range(101):
+        write(lake, "2026-01-01", [number], str(number))
+    (checkpoint,) = (lake.layout.table("t") / "_delta_log").glob("*.checkpoint.parquet")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    assert values(Lake(Layout(tmp_path, "p")), "2026-01-01") == [100]

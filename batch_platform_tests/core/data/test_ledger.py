@@ -12,13 +12,13 @@ ROWS = pa.table({"row_key": ["a", "b"]})
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> ShardLedger:
-    return ShardLedger(tmp_path / "work")
+    return ShardLedger(tmp_path / "work", tmp_path / "scratch")
 
 
 def test_recorded_shard_is_found_by_another_process(ledger: ShardLedger, tmp_path: Path) -> None:
     assert ledger.finished(0) is None
     ledger.record(0, ROWS, {"seconds": 1.5})
-    again = ShardLedger(tmp_path / "work").finished(0)
+    again = ShardLedger(tmp_path / "work", tmp_path / "scratch").finished(0)
     assert again is not None and again.file is not None
     assert (again.file.rows, again.notes) == (2, {"seconds": 1.5})
 
@@ -38,12 +38,13 @@ def test_a_damaged_file_voids_its_entry(ledger: ShardLedger, damage: str) -> Non
         file.path.unlink()
     else:
         file.path.write_bytes(content[:-9] if damage == "truncated" else content[:-1] + b"x")
+    assert ledger.fetch(0) is None
     assert ledger.finished(0) is None
     assert ledger.record(0, ROWS, {}).file is not None
 
 
 def test_the_loser_of_a_race_adopts_the_winner(ledger: ShardLedger, tmp_path: Path) -> None:
     first = ledger.record(0, ROWS, {"who": 1})
-    second = ShardLedger(tmp_path / "work").record(0, ROWS, {"who": 2})
+    second = ShardLedger(tmp_path / "work", tmp_path / "scratch").record(0, ROWS, {"who": 2})
     assert second == first
     assert len(list((tmp_path / "work").glob("*.parquet"))) == 1
