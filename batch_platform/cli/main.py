@@ -13,6 +13,7 @@ from batch_platform.errors import BatchPlatformError
 # Loaded when asked for, so that `--help` does not wait for libraries that one command needs.
 _COMMANDS = {
     "models": ("batch_platform.cli.models", "models"),
+    "quarantine": ("batch_platform.cli.quarantine", "quarantine"),
     "status": ("batch_platform.cli.status", "status"),
     "verify": ("batch_platform.cli.verify", "verify"),
 }

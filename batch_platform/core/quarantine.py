@@ -4,8 +4,9 @@ Decides what is kept of a bad row. It does not decide which rows are bad, or how
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.staging import StagedFile, stage
 from batch_platform.core.slice import Slice
 
@@ -53,6 +55,62 @@ def standing_quarantine(slice_: Slice, stage_name: Stage) -> list[Rejected]:
         for batch in slice_.lake.batches("quarantine", slice_.key, names, stage=stage_name)
         for row in batch.to_pylist()
     ]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Rows of a pipeline that were set aside for the same reason.
+
+    Attributes:
+        partitions: keys of the partitions they are in, in order.
+        example: message of the first.
+    """
+
+    stage: str
+    error_type: str
+    rows: int
+    partitions: tuple[str, ...]
+    example: str
+
+
+def causes(lake: Lake, partition_key: str | None = None) -> list[Cause]:
+    """What stands in quarantine by stage and cause, the most frequent first.
+
+    Args:
+        partition_key: look at this partition alone.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    partitions: dict[tuple[str, str], dict[str, None]] = {}
+    examples: dict[tuple[str, str], str] = {}
+    for slot, rows in _standing(lake, partition_key, ["error_type", "message"]):
+        for row in rows:
+            cause = (slot.stage, row["error_type"])
+            counts[cause] += 1
+            partitions.setdefault(cause, {})[slot.partition_key] = None
+            examples.setdefault(cause, row["message"])
+    return [
+        Cause(*cause, count, tuple(partitions[cause]), examples[cause])
+        for cause, count in counts.most_common()
+    ]
+
+
+def quarantined_rows(
+    lake: Lake, partition_key: str | None = None, stage_name: str | None = None, error_type: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows that stand in quarantine, as the table has them, by partition and stage."""
+    for slot, rows in _standing(lake, partition_key, SCHEMA.names):
+        for row in rows:
+            if stage_name in (None, slot.stage) and error_type in (None, row["error_type"]):
+                yield {"partition_key": slot.partition_key, "stage": slot.stage, **row}
+
+
+def _standing(
+    lake: Lake, partition_key: str | None, columns: list[str]
+) -> Iterator[tuple[Slot, Iterator[dict[str, Any]]]]:
+    for slot in lake.filled_slots("quarantine"):
+        if partition_key in (None, slot.partition_key):
+            batches = lake.batches(slot.table, slot.partition_key, columns, stage=slot.stage)
+            yield slot, (row for batch in batches for row in batch.to_pylist())
 
 
 def payload_of(slice_: Slice, row: Mapping[str, Any]) -> str | None:

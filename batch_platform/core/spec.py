@@ -320,11 +320,19 @@ class AutomationSpec(_Section):
 
 
 class RetentionSpec(_Section):
-    """How long things are kept, in days. Enforced by a later release; nothing is deleted before."""
+    """How long things are kept, in days. The job `<name>_maintenance` removes what is older."""
 
-    staging_days: int = Field(7, ge=1)
-    history_days: int = Field(3650, ge=1)
-    quarantine_days: int = Field(90, ge=1)
+    staging_days: int = Field(
+        7,
+        ge=1,
+        description="Finished shards of work that nobody goes on with, and files of killed processes.",
+    )
+    history_days: int = Field(
+        3650, ge=1, description="Data files of superseded commits. Receipts and the tables' logs are kept."
+    )
+    quarantine_days: int = Field(
+        90, ge=1, description="Payloads and messages of quarantined rows; keys, causes and places are kept."
+    )
 
 
 class PipelineSpec(_Section):
@@ -351,7 +359,10 @@ class PipelineSpec(_Section):
     automation: AutomationSpec = Field(
         default_factory=AutomationSpec, description="When the pipeline runs by itself."
     )
-    retention: RetentionSpec | None = Field(None, description="A later release.")
+    retention: RetentionSpec = Field(
+        default_factory=RetentionSpec,
+        description="How long things are kept that are not needed for new work.",
+    )
 
     @field_validator("name")
     @classmethod
@@ -387,7 +398,6 @@ class PipelineSpec(_Section):
             f"automation.trigger: {self.automation.trigger}": self.automation.trigger
             in ("on_arrival", "upstream"),
             "automation.off_peak": self.automation.off_peak is not None,
-            "retention": self.retention is not None,
         }
         refused = [field for field, present in asked.items() if present]
         if refused:

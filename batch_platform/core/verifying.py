@@ -18,7 +18,7 @@ from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.ledger import damaged_entries
 from batch_platform.core.data.staging import read_files
 from batch_platform.core.layout import Layout
-from batch_platform.core.spec import PipelineSpec, RetentionSpec
+from batch_platform.core.spec import PipelineSpec
 from batch_platform.errors import SourceError, SourceMissingError
 from batch_platform.settings import Settings
 
@@ -83,11 +83,11 @@ def verify(
         spec.partitions.calendar().partition(partition_key)
     layout = Layout.of(settings, spec.name)
     lake = Lake(layout)
-    days = (spec.retention or RetentionSpec()).history_days
     names = sorted({*lake.tables(), *_tables_with_receipts(layout)})
     audits: dict[str, TableAudit] = {}
     # The quarantine's files are named by the stages' receipts too: it comes last.
     for name in sorted(names, key=lambda table: table == "quarantine"):
+        days = spec.retention.quarantine_days if name == "quarantine" else spec.retention.history_days
         audits[name] = audit_table(lake, name, days, _placed(audits.values()), partition_key, rebuild)
     books = _Books(spec, base, lake, audits)
     keys = sorted({slot.partition_key for audit in audits.values() for slot in audit.standing()})
@@ -261,7 +261,9 @@ class _Books:
     def _quarantined_keys(self, key: str, stage: str, made: Receipt) -> frozenset[str] | None:
         """Keys of the rows that the commit set aside; None where they cannot be read any more."""
         slot = Slot("quarantine", key, stage)
-        as_receipt = {"files": made["quarantine_files"]}
+        stands = self._standing.get(slot)
+        is_its = stands is not None and stands["decided_by"] == made["attempt"]
+        as_receipt = stands if stands is not None and is_its else {"files": made["quarantine_files"]}
         if not self._readable(slot, as_receipt):
             return None
         return frozenset(self._keys(slot, as_receipt))

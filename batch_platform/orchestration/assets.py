@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from batch_platform.core import outcomes
 from batch_platform.core.layout import Layout
@@ -30,6 +31,15 @@ from batch_platform.settings import Settings, project_root
 POOL = "gpu"
 
 
+class PipelineConfig(dg.Config):
+    """What a launch may ask for besides its partitions."""
+
+    redrive: bool = Field(
+        default=False,
+        description="Score the rows again that are in quarantine, also where nothing else has changed.",
+    )
+
+
 def pipeline_assets(spec: PipelineSpec) -> dg.AssetsDefinition:
     """The assets and checks of one pipeline."""
     partitions = partitions_definition(spec.partitions)
@@ -46,9 +56,9 @@ def pipeline_assets(spec: PipelineSpec) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.single_run(),
         pool=POOL,
     )
-    def pipeline(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def pipeline(context: dg.AssetExecutionContext, config: PipelineConfig) -> Iterator[Any]:
         selected = [s for s in stages if asset_key(spec, s.name) in context.selected_asset_keys]
-        yield from _Range(context, spec, selected).run()
+        yield from _Range(context, spec, selected, config.redrive).run()
 
     return pipeline
 
@@ -84,7 +94,9 @@ def _check_specs(
 class _Range:
     """The dates of one run, one after the other."""
 
-    def __init__(self, context: dg.AssetExecutionContext, spec: PipelineSpec, stages: list[Stage]) -> None:
+    def __init__(
+        self, context: dg.AssetExecutionContext, spec: PipelineSpec, stages: list[Stage], redrive: bool
+    ) -> None:
         self._context = context
         self._spec = spec
         self._stages = stages
@@ -93,7 +105,7 @@ class _Range:
         self._layout = Layout.of(self._settings, spec.name)
         self._calendar = spec.partitions.calendar()
         self._run = Run(context.run.run_id, _trigger(context))
-        self._services = Services(spec, self._settings)
+        self._services = Services(spec, self._settings, redrive)
         self._failed: dict[str, str] = {}
         self._model_is_reported = False
         self._rendering: deque[tuple[str, Stage, StageResult]] = deque()

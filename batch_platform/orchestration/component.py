@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from batch_platform.core.spec import PipelineSpec, named
 from batch_platform.orchestration.assets import pipeline_assets
 from batch_platform.orchestration.automation import pipeline_job, pipeline_schedule
+from batch_platform.orchestration.maintenance import maintenance_job, maintenance_schedule
 from batch_platform.orchestration.model_assets import model_asset, training_asset
 from batch_platform.orchestration.scaffold import TEMPLATE
 
@@ -63,5 +64,6 @@ class BatchInferencePipeline(PipelineSpec, dg.Component):
         assets = [pipeline_assets(spec), model_asset(spec, is_trained=training.is_file())]
         if training.is_file():
             assets.append(training_asset(spec, context.defs_relative_module_name(training)))
-        job = pipeline_job(spec)
-        return dg.Definitions(assets=assets, jobs=[job], schedules=pipeline_schedule(spec, job))
+        job, maintenance = pipeline_job(spec), maintenance_job(spec)
+        schedules = [*pipeline_schedule(spec, job), maintenance_schedule(spec, maintenance)]
+        return dg.Definitions(assets=assets, jobs=[job, maintenance], schedules=schedules)

@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 class Services:
-    """Made once per run; each part is made when first used."""
+    """Made once per run; each part is made when first used.
 
-    def __init__(self, spec: PipelineSpec, settings: Settings) -> None:
+    Attributes:
+        redrive: whether rows in quarantine are scored again.
+    """
+
+    def __init__(self, spec: PipelineSpec, settings: Settings, redrive: bool = False) -> None:
+        self.redrive = redrive
         self._spec = spec
         self._settings = settings
 

@@ -17,7 +17,6 @@ from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import PARTITION_COLUMN, Lake, Slot, attempt_of
 from batch_platform.errors import StorageError
 
-
 _ALTERED_COMMIT = "was altered: the commit after it, or its receipt's copy, names another one"
 
 
@@ -169,13 +168,16 @@ def _read_files(lake: Lake, audit: TableAudit, history_days: int, only: str | No
     standing = audit.standing()
     oldest = datetime.now(UTC) - timedelta(days=history_days)
     replaced: dict[Slot, datetime] = {}
+    expired: set[Slot] = set()
     for receipt in reversed(audit.receipts):
         slot = Slot.of(receipt)
-        may_be_gone = receipt is not standing[slot] and replaced[slot] < oldest
+        may_be_gone = receipt is not standing[slot] and (slot in expired or replaced[slot] < oldest)
         replaced[slot] = datetime.fromisoformat(receipt["committed_at"])
+        if receipt.get("expired"):
+            expired.add(slot)
         if only in (None, slot.partition_key):
             for file in receipt["files"]:
-                _read_file(lake, audit, slot, file, may_be_gone or bool(receipt.get("expired")))
+                _read_file(lake, audit, slot, file, may_be_gone)
 
 
 def _read_file(lake: Lake, audit: TableAudit, slot: Slot, file: dict[str, Any], may_be_gone: bool) -> None:

@@ -157,6 +157,16 @@ def remove_folder(folder: Location) -> None:
             shutil.rmtree(folder)
 
 
+def remove_empty_folders(folder: Location, before: datetime) -> None:
+    """Remove folders below that hold nothing and were left alone since then; object storage has none."""
+    if isinstance(folder, ObjectPath) or not folder.is_dir():
+        return
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        with suppress(OSError):  # not empty, or gone
+            if path.stat().st_mtime < before.timestamp():
+                path.rmdir()
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably: a file in a folder that a crash takes away is lost with it."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]

@@ -168,6 +168,16 @@ class Lake:
             rows[key] = rows.get(key, 0) + count
         return rows
 
+    def filled_slots(self, table: str) -> list[Slot]:
+        """The slots in which rows stand, in order."""
+        handle = self.table(table).open()
+        if handle is None:
+            return []
+        actions = pa.table(handle.get_add_actions(flatten=True))
+        keys = actions[f"partition.{PARTITION_COLUMN}"].to_pylist()
+        stages = actions["partition.stage"].to_pylist() if table == "quarantine" else [""] * len(keys)
+        return [Slot(table, key, stage) for key, stage in sorted(set(zip(keys, stages, strict=True)))]
+
     # -- writing ------------------------------------------------------------------------------------------
 
     def begin(self, slot: Slot) -> int:
@@ -366,7 +376,19 @@ class Lake:
             f"{self.receipt_location(slot, attempt)} nor in the table's log"
         )
 
+    def receipts(self, table: str) -> Iterator[dict[str, Any]]:
+        """The receipts of all commits of a table, newest first: reads its whole log."""
+        handle = self.table(table).open()
+        if handle is not None:
+            yield from (json.loads(found) for found in self.table(table).receipts_backwards(handle))
+
     # -- attempts -----------------------------------------------------------------------------------------
+
+    def forget_attempts(self, slot: Slot, standing: int) -> None:
+        """Remove the records of attempts up to one that stands: numbers above it alone are given out."""
+        for place in self._attempts(slot).glob(f"{slot.prefix}*"):
+            if self._attempt_number(slot, place.name) <= standing:
+                files.remove(place)
 
     def _attempts(self, slot: Slot) -> Location:
         return self.layout.receipts(slot.table, slot.partition_key) / "attempts"
