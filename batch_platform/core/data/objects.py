@@ -9,6 +9,7 @@ import fnmatch
 import hashlib
 import io
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 from batch_platform.errors import SettingsError, StorageError
 
+_PLAIN = re.compile(r"[A-Za-z0-9._/-]*")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -147,6 +149,8 @@ def object_root(url: str) -> "ObjectPath":
     parts = urlsplit(url)
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise SettingsError(f"{url}: not a folder and not s3://bucket/prefix")
+    if not _PLAIN.fullmatch(parts.path):
+        raise SettingsError(f"{url}: use letters, digits and ._-/ alone: not every reader finds other names again")
     return ObjectPath(bucket(parts.netloc), parts.path.strip("/"))
 
 
