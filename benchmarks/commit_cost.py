@@ -1,0 +1,268 @@
+"""What exactly-once costs: ledger, gate and commit beside the scoring; memory of a large commit; commits after many.
+
+python -m benchmarks.commit_cost overhead    # share of the scoring time, for 10,000 rows of text and of numbers
+python -m benchmarks.commit_cost memory      # peak memory while 10 million scored rows are committed
+python -m benchmarks.commit_cost history     # a commit after 1,000 earlier ones, against the first
+"""
+
+import argparse
+import resource
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batch_platform.core import featurizing, landing, scoring
+from batch_platform.core.data.lake import Lake, Slot
+from batch_platform.core.data.staging import stage
+from batch_platform.core.inference.engine import Engine
+from batch_platform.core.layout import Layout
+from batch_platform.core.models.registry import RegisteredVersion, Registry
+from batch_platform.core.slice import Run, Slice
+from batch_platform.core.spec import PipelineSpec, parse_spec
+from batch_platform.settings import Settings
+from batch_platform_tests import tiny_models
+
+DAY = "2026-01-01"
+MINILM = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 512,
+}
+
+
+# -- the pipelines ----------------------------------------------------------------------------------------
+
+
+def numbers(folder: Path, rows: int) -> tuple[PipelineSpec, RegisteredVersion]:
+    """Rows of three features for the tests' tabular network."""
+    columns = {
+        "id": {"type": "string", "required": True},
+        "amount": {"type": "float64"},
+        "age": {"type": "int64"},
+        "plan": {"type": "string"},
+    }
+    writer = None
+    for first in range(0, rows, 1_000_000):
+        count = min(1_000_000, rows - first)
+        random = np.random.default_rng(first)
+        table = pa.table(
+            {
+                "id": [f"row-{number:09d}" for number in range(first, first + count)],
+                "amount": random.gamma(2.0, 50.0, count),
+                "age": random.integers(18, 90, count),
+                "plan": np.array(["basic", "pro", "gold"])[random.integers(0, 3, count)].tolist(),
+            }
+        )
+        writer = writer or pq.ParquetWriter(folder / f"{DAY}.parquet", table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+    model = tiny_models.tabular_model(folder / "model")
+    version = register(folder, model, "torch", tiny_models.TABULAR_CONFIG.signature())
+    return spec_of(columns), version
+
+
+def texts(folder: Path, rows: int) -> tuple[PipelineSpec, RegisteredVersion]:
+    """Rows of text of about 90 tokens for a classifier of MiniLM's shape (6 layers, 384 wide)."""
+    random = np.random.default_rng(0)
+    words = np.array(tiny_models.WORDS)
+    lengths = np.clip(random.lognormal(4.2, 0.8, rows).astype(int), 3, 400)
+    table = pa.table(
+        {
+            "id": [f"row-{number:09d}" for number in range(rows)],
+            "text": [" ".join(words[random.integers(0, len(words), length)]) for length in lengths],
+        }
+    )
+    pq.write_table(table, folder / f"{DAY}.parquet")
+    model = tiny_models.text_classifier(folder / "model", **MINILM)
+    signature = replace(tiny_models.TEXT_SIGNATURE, max_tokens=512)
+    columns = {"id": {"type": "string", "required": True}, "text": {"type": "string", "required": True}}
+    return spec_of(columns), register(folder, model, "transformers", signature)
+
+
+def spec_of(columns: dict[str, Any]) -> PipelineSpec:
+    return parse_spec(
+        {
+            "partitions": {"start": DAY},
+            "source": {"uri": "{partition}.parquet", "row_key": "id", "columns": columns},
+            "model": {"name": "bench"},
+        },
+        "bench",
+    )
+
+
+def register(folder: Path, model: Path, flavor: str, signature: Any) -> RegisteredVersion:
+    registry = Registry(folder / "root")
+    return registry.register(
+        "bench", model, flavor, signature, card=tiny_models.CARD, by="bench", why="bench", alias="champion"
+    )
+
+
+def prepared(folder: Path, spec: PipelineSpec) -> Slice:
+    slice_ = Slice(
+        spec, spec.partitions.calendar().partition(DAY), Settings(folder / "root"), folder, Run("r")
+    )
+    landing.land_partition(slice_)
+    featurizing.featurize_partition(slice_)
+    return slice_
+
+
+# -- overhead ---------------------------------------------------------------------------------------------
+
+
+class Timed:
+    """An engine that adds up the time in which it scores."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.seconds = 0.0
+        stream = engine.score_stream
+
+        def timed(shards: Iterator[pa.Table]) -> Iterator[Any]:
+            results = stream(shards)
+            while True:
+                started = time.perf_counter()
+                result = next(results, None)
+                self.seconds += time.perf_counter() - started
+                if result is None:
+                    return
+                yield result
+
+        engine.score_stream = timed  # type: ignore[method-assign]
+
+
+def overhead(rows: int) -> None:
+    print(f"{'model':<10} {'rows':>7} {'scoring s':>10} {'the rest s':>11} {'share':>7}")
+    for name, make in (("text", texts), ("numbers", numbers)):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            spec, version = make(folder, rows)
+            slice_ = prepared(folder, spec)
+            engine = scoring.load_engine(version, spec)
+            timed = Timed(engine)
+            started = time.perf_counter()
+            scoring.score_partition(slice_, version, engine, lambda line: None)
+            rest = time.perf_counter() - started - timed.seconds
+            print(
+                f"{name:<10} {rows:>7} {timed.seconds:>10.2f} {rest:>11.2f} {rest / timed.seconds:>7.1%}",
+                flush=True,
+            )
+
+
+# -- memory -----------------------------------------------------------------------------------------------
+
+
+def memory(rows: int) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        spec, version = numbers(folder, rows)
+        slice_ = prepared(folder, spec)
+        engine = scoring.load_engine(version, spec)
+        watch = Watch()
+        last = -(-rows // spec.inference.shard_rows)
+        finished = 0
+
+        def progress(line: str) -> None:
+            nonlocal finished
+            finished += 1
+            if finished == last:
+                watch.begin()
+
+        scoring.score_partition(slice_, version, engine, progress)
+        watch.end()
+        print(
+            f"{rows} rows in {last} shards: at the end of scoring {watch.start / 2**20:.0f} MiB, at most "
+            f"{(watch.peak - watch.start) / 2**20:.0f} MiB more while committing, in {watch.seconds:.1f} s"
+        )
+        print(
+            f"peak of the whole process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB"
+        )
+
+
+class Watch:
+    """The process's resident memory from one moment to another, ten times a second."""
+
+    def __init__(self) -> None:
+        self.start = self.peak = 0
+        self._ended = threading.Event()
+
+    def begin(self) -> None:
+        self.start = self.peak = resident()
+        self._since = time.perf_counter()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._ended.wait(0.1):
+            self.peak = max(self.peak, resident())
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.seconds = time.perf_counter() - self._since
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
+
+
+# -- history ----------------------------------------------------------------------------------------------
+
+
+def history(commits: int) -> None:
+    schema = pa.schema([("row_key", pa.string()), ("score", pa.float64())])
+    rows = pa.record_batch([[f"row-{n}" for n in range(1000)], np.zeros(1000)], schema=schema)
+    with tempfile.TemporaryDirectory() as place:
+        lake = Lake(Layout(Path(place), "bench"))
+        seconds = []
+        for number in range(commits + 20):
+            slot = Slot("predictions", f"2026-01-{1 + number % 30:02d}")
+            attempt = lake.begin(slot)
+            staged = stage([rows], schema, Path(place) / "scratch", f"f{number}")
+            started = time.perf_counter()
+            lake.commit(slot, staged, schema, {"fingerprint": f"f{number}"}, attempt)
+            seconds.append(time.perf_counter() - started)
+        first, last = median(seconds[1:21]), median(seconds[-20:])
+        fresh = Lake(lake.layout)
+        started = time.perf_counter()
+        fresh.head(Slot("predictions", "2026-01-01"))
+        opening = time.perf_counter() - started
+        print(
+            f"median of 20 commits: {first * 1000:.1f} ms at first, {last * 1000:.1f} ms after {commits}: "
+            f"{last / first:.2f} times; the very first, with its table: {seconds[0] * 1000:.1f} ms; opening the table "
+            f"in a new process then: {opening * 1000:.1f} ms"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["overhead", "memory", "history"])
+    parser.add_argument(
+        "--rows", type=int, help="rows (overhead: 10,000; memory: 10 million), or commits (1,000)"
+    )
+    arguments = parser.parse_args()
+    if arguments.what == "overhead":
+        overhead(arguments.rows or 10_000)
+    elif arguments.what == "memory":
+        memory(arguments.rows or 10_000_000)
+    else:
+        history(arguments.rows or 1_000)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
