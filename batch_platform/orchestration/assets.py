@@ -128,6 +128,12 @@ class _Range:
                     f"[{self._spec.name}] {key} {state} ({number} of {len(keys)}, {seconds:.1f} s)"
                 )
             yield from self._report_rendered(wait=True)
+        except events.INTERRUPTED:
+            events.let_be_retried(self._context.instance, self._run.run_id)
+            self._services.progress(
+                f"[{self._spec.name}] stopped from outside; finished shards are kept, the next run goes on from them"
+            )
+            raise
         finally:
             self._services.close()
         if self._failed:

@@ -18,6 +18,8 @@ from dagster._core.definitions.data_version import (
 from dagster._core.definitions.source_asset import (
     SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as NO_AUTOMATIC_EVENT,
 )
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.storage.tags import RETRY_ON_ASSET_OR_OP_FAILURE_TAG
 
 from batch_platform.core.gate import CheckResult
 from batch_platform.orchestration.metadata import as_metadata, model_metadata
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 # One check per asset tells whether the stage ended well for the date. Without it, Dagster's "re-execute
 # from failure" finds nothing to retry.
 COMPLETE = "complete"
+
+# What a run meets that is stopped by a signal: from a person, or from a machine that is preempted.
+INTERRUPTED = (KeyboardInterrupt, DagsterExecutionInterruptedError)
 
 
 def materialization(
@@ -106,3 +111,8 @@ def release_downstream(assets: dg.AssetsDefinition, selected: Iterable[dg.AssetK
             output_name=assets.get_output_name_for_asset_key(key),
             metadata={NO_AUTOMATIC_EVENT: True},
         )
+
+
+def let_be_retried(instance: dg.DagsterInstance, run_id: str) -> None:
+    """Allow the daemon to start a run again that did not fail by itself; one that a person canceled is not failed."""
+    instance.add_run_tags(run_id, {RETRY_ON_ASSET_OR_OP_FAILURE_TAG: "true"})

@@ -1,5 +1,8 @@
 """The real daemon: a backfill with one bad date, its repair, and ticks of a schedule."""
 
+import os
+import signal
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -116,6 +119,42 @@ def test_ticks_of_the_schedule(project: Project) -> None:
             if "dagster/schedule_name" in run.tags
         )
         assert ranges == [(days[0], days[0]), (days[2], days[3])]
+
+
+def test_a_preempted_run_is_started_again_and_goes_on(project: Project) -> None:
+    """SIGTERM, as a machine that is taken away sends it: no one has to press a button, no shard is scored twice."""
+    rows = 3_000
+    project.add_pipeline("mini", {**ATTRIBUTES, "inference": {"shard_rows": 2}})
+    mini = project.mini()
+    mini.register()
+    mini.write(DAYS[0], rows)
+    staging = mini.layout.staging(DAYS[0])
+    with project.web_server() as url, project.daemon():
+        backfill(url, DAYS[:1])
+        wait_for(lambda: len(list(staging.rglob("shard-*.json"))) > 50, "some shards")  # type: ignore[union-attr]
+        for worker in _run_workers(project):
+            os.kill(worker, signal.SIGTERM)
+        wait_for(lambda: outcomes.finished(mini.layout, DAYS[0], STAGES), "the end of the second run")
+    frame = mini.table("predictions")
+    assert frame.height == frame["row_key"].n_unique() == rows
+    first, second = (
+        count for _, count in sorted(frame["run_id"].value_counts().rows(), key=lambda row: row[1])
+    )
+    assert first >= 100  # the 50 shards and more
+    assert first + second == rows
+
+
+def _run_workers(project: Project) -> list[int]:
+    """Processes that execute runs of this project: spawned by its code server."""
+    home = str(project.home).encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # ended meanwhile
+            words, environment = (folder / "cmdline").read_bytes(), (folder / "environ").read_bytes()
+            if b"multiprocessing.spawn" in words and b"resource_tracker" not in words and home in environment:
+                found.append(int(folder.name))
+    assert found
+    return found
 
 
 def start_schedule(project: Project) -> None:
