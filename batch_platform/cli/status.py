@@ -1,6 +1,7 @@
-"""`batch-platform status`: what is done, what failed and why, what is missing, and what to type next."""
+"""`batch-platform status`: what is done, failed and why, missing, in quarantine or drifting, and what to type next."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -10,14 +11,14 @@ from batch_platform.core.overview import Overview, overview
 from batch_platform.core.pipelines import defs_folder, find_pipeline, load_pipelines
 from batch_platform.settings import Settings
 
-_SHOWN_FAILURES = 10
+_SHOWN = 10
 
 
 @click.command()
 @click.argument("pipeline", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs: a list of objects.")
 def status(pipeline: str | None, as_json: bool) -> None:
-    """Show each pipeline's partitions: done, failed, missing; and the next command to type.
+    """Show each pipeline's partitions: done, failed, missing, late, quarantined, drifting; and the next command.
 
     Exit code 1 where a partition failed.
     """
@@ -35,15 +36,25 @@ def status(pipeline: str | None, as_json: bool) -> None:
 
 def _text(view: Overview) -> str:
     missing = view.partitions - view.done - len(view.failed)
+    late = f" ({len(view.late)} late)" if view.late else ""
     lines = [
         f"{view.pipeline}: {view.partitions} partitions: {view.done} done, {len(view.failed)} failed, "
-        f"{missing} missing",
+        f"{missing} missing{late}",
         "  rows: " + ", ".join(f"{count} {table}" for table, count in view.rows.items()),
+        *_some("failed", view.failed),
+        *_some("quarantined", {key: f"{rows} rows" for key, rows in sorted(view.quarantined.items())}),
+        *_some("drifting", view.drifting),
+        *_some("warning", view.warnings),
     ]
-    lines += [f"  failed {key}: {cause}" for key, cause in list(view.failed.items())[:_SHOWN_FAILURES]]
-    if len(view.failed) > _SHOWN_FAILURES:
-        lines.append(f"  and {len(view.failed) - _SHOWN_FAILURES} more failed")
     lines += [f"  missing {first} to {last}" for first, last in view.missing]
     if view.next_command:
         lines.append(f"  next: {view.next_command}")
     return "\n".join(lines)
+
+
+def _some(what: str, found: Mapping[str, str]) -> list[str]:
+    """The last of these lines; the older ones are counted."""
+    lines = [f"  {what} {key}: {words}" for key, words in list(found.items())[-_SHOWN:]]
+    if len(found) > _SHOWN:
+        lines.append(f"  and {len(found) - _SHOWN} more {what} before")
+    return lines

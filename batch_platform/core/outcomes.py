@@ -6,7 +6,7 @@ commits in the lake are the truth about data, this is the memory of the last try
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -24,32 +24,35 @@ class Outcome:
         state: `skipped` where a stage above it failed.
         cause: the error's message, empty where there was none.
         at: end of the try, ISO 8601 in UTC.
+        warnings: checks that do not stop anything and did not pass, by name: what they say.
     """
 
     state: State
     cause: str
     run_id: str
     at: str
+    warnings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def now(cls, state: State, run_id: str, cause: str = "") -> "Outcome":
-        return cls(state, cause, run_id, datetime.now(UTC).isoformat(timespec="seconds"))
+    def now(
+        cls, state: State, run_id: str, cause: str = "", warnings: Mapping[str, str] | None = None
+    ) -> "Outcome":
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        return cls(state, cause, run_id, at, warnings or {})
 
 
 def record(layout: Layout, partition_key: str, outcomes: Mapping[str, Outcome]) -> None:
     """Remember the outcome of stages; stages not named keep theirs."""
     path = layout.outcome(partition_key)
-    known = json.loads(path.read_bytes()) if path.is_file() else {}
+    known = json.loads(files.read_if_there(path) or b"{}")
     known |= {stage: asdict(outcome) for stage, outcome in outcomes.items()}
     files.replace(path, files.canonical_json(known))
 
 
 def recall(layout: Layout, partition_key: str) -> dict[str, Outcome]:
     """The last outcome of each stage of a partition; empty where nothing was tried."""
-    path = layout.outcome(partition_key)
-    if not path.is_file():
-        return {}
-    return {stage: Outcome(**values) for stage, values in json.loads(path.read_bytes()).items()}
+    known = json.loads(files.read_if_there(layout.outcome(partition_key)) or b"{}")
+    return {stage: Outcome(**values) for stage, values in known.items()}
 
 
 def finished(layout: Layout, partition_key: str, stages: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""The state of a pipeline at a glance: which partitions are done, failed, missing, and what to type next.
+"""The state of a pipeline at a glance: which partitions are done, failed, missing or drifting, and what to type next.
 
 Reads the outcomes of the last tries and the tables' logs. Decides only the next command.
 """
@@ -6,6 +6,8 @@ Reads the outcomes of the last tries and the tables' logs. Decides only the next
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+
+from croniter import croniter
 
 from batch_platform.core import outcomes
 from batch_platform.core.data.lake import Lake
@@ -24,6 +26,10 @@ class Overview:
         done: of these, those whose every stage ended well.
         failed: key -> "stage: cause" of the last try.
         missing: ranges of keys never tried, or not in every stage.
+        late: of these, keys that the schedule should have brought by now.
+        quarantined: key -> rows in quarantine.
+        drifting: key -> what the drift checks of the last try say.
+        warnings: key -> what other checks say that did not stop anything.
         rows: rows that stand, by table.
         next_command: what to type; empty where everything is done.
     """
@@ -33,6 +39,10 @@ class Overview:
     done: int
     failed: Mapping[str, str]
     missing: tuple[tuple[str, str], ...]
+    late: tuple[str, ...]
+    quarantined: Mapping[str, int]
+    drifting: Mapping[str, str]
+    warnings: Mapping[str, str]
     rows: Mapping[str, int]
     next_command: str
 
@@ -42,11 +52,19 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     layout = Layout.of(settings, spec.name)
     stages = stage_names(spec)
     failed: dict[str, str] = {}
+    drifting: dict[str, str] = {}
+    warnings: dict[str, str] = {}
     missing = []
     done = 0
     partitions = list(spec.partitions.calendar().partitions(now))
     for partition in partitions:
         known = outcomes.recall(layout, partition.key)
+        for stage, outcome in known.items():
+            place = drifting if stage == "drift_report" else warnings
+            for check, words in outcome.warnings.items():
+                place[partition.key] = "; ".join(
+                    filter(None, [place.get(partition.key), f"{check}: {words}"])
+                )
         bad = next((stage for stage in stages if stage in known and known[stage].state == "failed"), None)
         if bad is not None:
             failed[partition.key] = f"{bad}: {known[bad].cause}"
@@ -57,7 +75,28 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     gaps = tuple((first.key, last.key) for first, last in contiguous(missing))
     lake = Lake(layout)
     rows = {table: sum(lake.partition_rows(table).values()) for table in ("raw", "predictions", "quarantine")}
-    return Overview(spec.name, len(partitions), done, failed, gaps, rows, _next(spec, failed, gaps))
+    due = _last_tick(spec, now)
+    return Overview(
+        pipeline=spec.name,
+        partitions=len(partitions),
+        done=done,
+        failed=failed,
+        missing=gaps,
+        late=tuple(partition.key for partition in missing if due is not None and partition.end <= due),
+        quarantined=lake.partition_rows("quarantine"),
+        drifting=drifting,
+        warnings=warnings,
+        rows=rows,
+        next_command=_next(spec, failed, gaps),
+    )
+
+
+def _last_tick(spec: PipelineSpec, now: datetime) -> datetime | None:
+    """When the schedule was due last; None without one."""
+    if spec.automation.trigger != "schedule":
+        return None
+    tick: datetime = croniter(spec.automation.cron, now.astimezone(spec.zone)).get_prev(datetime)
+    return tick
 
 
 def stage_names(spec: PipelineSpec) -> list[str]:

@@ -188,7 +188,8 @@ class _Range:
             self._inputs(key, stage),
         )
         yield events.complete(self._asset(stage), key)
-        self._remember(key, {stage.name: Outcome.now("done", self._run.run_id)})
+        warnings = {check.name: check.description for check in result.checks if not check.passed}
+        self._remember(key, {stage.name: Outcome.now("done", self._run.run_id, warnings=warnings)})
 
     def _report_failure(
         self, key: str, position: int, error: Exception, alone: bool = False

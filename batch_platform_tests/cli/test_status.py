@@ -66,10 +66,10 @@ def test_failures_are_named_and_exit_1(project: Project) -> None:
     assert answer.exit_code == 1
     lines = answer.stdout.splitlines()
     assert lines[0] == "mini: 15 partitions: 1 done, 12 failed, 2 missing"
-    assert lines[2] == "  failed 2026-01-02: raw: no file of 2026-01-02"
+    assert lines[2] == "  failed 2026-01-04: raw: no file of 2026-01-04"
     assert sum(line.startswith("  failed ") for line in lines) == 10
     assert lines[-3:] == [
-        "  and 2 more failed",
+        "  and 2 more failed before",
         "  missing 2026-01-14 to 2026-01-15",
         "  next: dg launch --job mini --partition 2026-01-02",
     ]

@@ -72,6 +72,32 @@ def test_rows_are_counted_in_the_tables(tmp_path: Path) -> None:
         (tmp_path / "data" / f"{day}.csv").write_text("\n".join(["id,amount,age,plan", *lines]))
         landing.land_partition(shop.slice(day))
     assert shop.look().rows == {"raw": 14, "predictions": 0, "quarantine": 1}
+    assert shop.look().quarantined == {DAYS[0]: 1}
+
+
+def test_what_checks_say_that_stop_nothing(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    shop.done(*DAYS)
+    warned = {
+        "features": Outcome.now("done", "r", warnings={"nulls": "plan has none"}),
+        "drift_report": Outcome.now(
+            "done", "r", warnings={"features_drift": "age up", "predictions_drift": "score up"}
+        ),
+    }
+    outcomes.record(shop.slice(DAYS[1]).layout, DAYS[1], warned)
+    view = shop.look()
+    assert (view.done, view.failed) == (5, {})
+    assert view.drifting == {DAYS[1]: "features_drift: age up; predictions_drift: score up"}
+    assert view.warnings == {DAYS[1]: "nulls: plan has none"}
+
+
+def test_late_is_what_the_schedule_should_have_brought(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    shop.done(*DAYS[:2])
+    assert shop.look().late == ()
+    automation = {"trigger": "schedule", "cron": "0 15 * * *"}  # at noon of the sixth, last due on the fifth
+    shop.spec = parse_spec({**ATTRIBUTES, "automation": automation}, "mini")
+    assert shop.look().late == (DAYS[2], DAYS[3])
 
 
 def test_stages_of_a_pipeline_with_and_without_labels() -> None:

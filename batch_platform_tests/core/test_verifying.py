@@ -1,14 +1,19 @@
 """`verify` finds what was changed behind the platform's back, each thing by its file, and nothing else."""
 
 import json
-from hashlib import sha256
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from batch_platform.core import featurizing, landing, scoring
 from batch_platform.core.data.files import sealed
+from batch_platform.core.data.lake import Slot
+from batch_platform.core.data.ledger import ShardLedger
+from batch_platform.core.data.staging import stage
+from batch_platform.core.publishing import publish
 from batch_platform.core.slice import Run, Slice
 from batch_platform.core.verifying import Verification, verify
 from batch_platform_tests.mini import DAYS, Mini, good_row
@@ -144,12 +149,6 @@ def test_a_source_with_more_rows_than_were_landed(lake: Mini) -> None:
 
 def test_rows_that_do_not_add_up(lake: Mini, monkeypatch: pytest.MonkeyPatch) -> None:
     """A result published past the gate: a row lost, another one twice."""
-    import pyarrow as pa
-
-    from batch_platform.core.data.lake import Slot
-    from batch_platform.core.data.staging import stage
-    from batch_platform.core.publishing import publish
-
     slice_ = Slice(
         lake.spec, lake.spec.partitions.calendar().partition(DAYS[0]), lake.settings, lake.folder, Run("r")
     )
@@ -168,9 +167,6 @@ def test_rows_that_do_not_add_up(lake: Mini, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_altered_staging_of_unfinished_work(lake: Mini) -> None:
-    from batch_platform.core.data.ledger import ShardLedger
-    import pyarrow as pa
-
     folder = lake.layout.staging(DAYS[2]) / "f00"
     ledger = ShardLedger(folder, lake.layout.scratch(DAYS[2]))
     ledger.record(0, pa.table({"a": [1]}), {})
