@@ -148,6 +148,7 @@ class _Books:
         self._standing = {
             slot: receipt for audit in audits.values() for slot, receipt in audit.standing().items()
         }
+        self._unreadable = {name for name, audit in audits.items() if audit.head is None}
         self._broken = {finding.file for audit in audits.values() for finding in audit.findings}
         self.findings: list[Finding] = []
         self.notes: list[str] = []
@@ -165,7 +166,7 @@ class _Books:
             self._compare_counts(key, raw)
         for stage, upstream in (("features", "raw"), ("predictions", "features")):
             made = self._standing.get(Slot(stage, key))
-            if made is not None:
+            if made is not None and upstream not in self._unreadable:
                 source = self._made_of(key, upstream, made[f"{upstream}_fingerprint"])
                 if source is None:
                     self._found(key, stage, f"was made of {upstream} that no commit has")
@@ -269,6 +270,8 @@ class _Books:
         return frozenset(self._keys(slot, as_receipt))
 
     def _compare_quarantine(self, key: str, stage: str) -> None:
+        if self._unreadable & {stage, "quarantine"}:
+            return
         made = self._standing.get(Slot(stage, key))
         stands = self._standing.get(Slot("quarantine", key, stage))
         decided = 0 if made is None or not made["quarantine_files"] else made["attempt"]

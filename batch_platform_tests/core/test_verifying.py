@@ -49,9 +49,10 @@ def files(mini: Mini, pattern: str) -> list[Path]:
     return found
 
 
-def flip(path: Path) -> Path:
+def flip(path: Path, at: bytes = b"") -> Path:
+    """Flip a bit: of the first byte of `at`, or in the middle."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[content.index(at) if at else len(content) // 2] ^= 1
     path.write_bytes(content)
     return path
 
@@ -78,7 +79,10 @@ PLANTED: dict[str, Callable[[Mini], Path]] = {
         files(m, "lake/mini/quarantine/*2026-01-02/*/*.parquet")[0]
     ),
     "an altered commit": lambda m: flip(files(m, "lake/mini/features/_delta_log/*2.json")[0]),
-    "the last commit altered": lambda m: flip(files(m, "lake/mini/features/_delta_log/*.json")[-1]),
+    "the last commit altered": lambda m: flip(
+        files(m, "lake/mini/features/_delta_log/*.json")[-1], b"run_id"
+    ),
+    "the last commit broken": lambda m: flip(files(m, "lake/mini/features/_delta_log/*.json")[-1], b"{"),
     "an altered receipt": lambda m: flip(files(m, "receipts/mini/predictions/2026-01-02/*.json")[0]),
 }
 

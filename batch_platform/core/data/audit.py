@@ -78,7 +78,10 @@ def audit_table(
         if handle is None:
             raise StorageError(f"{lake.layout.table(table)} is no table any more")
     except StorageError as error:
-        audit.found("", lake.layout.table(table), str(error))
+        for place in lake.table(table).unreadable_commits():
+            audit.found("", place, "was altered: it is no commit any more")
+        if not audit.findings:
+            audit.found("", lake.layout.table(table), str(error))
         return audit
     _read_chain(lake, audit, handle)
     _compare_copies(lake, audit, rebuild)

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,10 +34,16 @@ _COMMIT = re.compile(r"\d{20}\.json")
 
 
 class DeltaFolder:
-    """A table's folder, which need not exist yet. The opened table is kept and brought up to date at each use."""
+    """A table's folder, which need not exist yet. The opened table is kept and brought up to date at each use.
 
-    def __init__(self, folder: Location) -> None:
+    Args:
+        folder: of the table.
+        is_recorded: whether a version was reported as committed, so that its commit was durable.
+    """
+
+    def __init__(self, folder: Location, is_recorded: Callable[[int], bool]) -> None:
         self.folder = folder
+        self._is_recorded = is_recorded
         self._handle: DeltaTable | None = None
         # Shards are read ahead in another thread.
         self._lock = threading.Lock()
@@ -158,6 +164,13 @@ class DeltaFolder:
             if receipt is not None:
                 yield receipt
 
+    def unreadable_commits(self) -> list[Location]:
+        """Files of the log that are no commits any more."""
+        if not self._log.is_dir():
+            return []
+        commits = [path for path in self._log.iterdir() if _COMMIT.fullmatch(path.name)]
+        return [path for path in commits if not _is_commit(path)]
+
     def make_durable(self, version: int) -> None:
         """Let a commit outlive a power loss. Object storage has done so when it answers."""
         if not isinstance(self._log, Path):
@@ -172,7 +185,8 @@ class DeltaFolder:
     def _mend(self) -> bool:
         """Set aside what a power loss can leave: a last commit or a checkpoint that is not whole.
 
-        No such commit was ever reported as done, because that comes after its fsync; checkpoints only repeat commits.
+        A commit that was reported as done had been durable before: it is never set aside, someone has altered it.
+        Checkpoints only repeat commits.
 
         Returns:
             Whether something was set aside.
@@ -182,9 +196,9 @@ class DeltaFolder:
         torn = [path for path in self._log.glob("*.checkpoint.parquet") if not _is_parquet(path)]
         if torn:
             torn.append(self._log / "_last_checkpoint")
-        commits = sorted(path for path in self._log.iterdir() if _COMMIT.fullmatch(path.name))
-        if commits and not _is_commit(commits[-1]):
-            torn.append(commits[-1])
+        newest = max((path for path in self._log.iterdir() if _COMMIT.fullmatch(path.name)), default=None)
+        if newest is not None and not _is_commit(newest) and not self._is_recorded(int(newest.stem)):
+            torn.append(newest)
         for path in torn:
             if path.is_file():
                 path.rename(path.with_name(f".torn-{uuid.uuid4().hex[:8]}-{path.name}"))
@@ -192,7 +206,7 @@ class DeltaFolder:
         return bool(torn)
 
 
-def _is_commit(path: Path) -> bool:
+def _is_commit(path: Location) -> bool:
     try:
         lines = path.read_bytes().splitlines()
         return bool(lines) and all(isinstance(json.loads(line), dict) for line in lines)

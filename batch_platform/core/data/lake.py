@@ -98,14 +98,24 @@ class Lake:
 
     def table(self, name: str) -> DeltaFolder:
         """A table's folder and log."""
-        return self._folders.setdefault(name, DeltaFolder(self.layout.table(name)))
+        if name not in self._folders:
+            self._folders[name] = DeltaFolder(self.layout.table(name), lambda v: self._is_recorded(name, v))
+        return self._folders[name]
+
+    def _is_recorded(self, table: str, version: int) -> bool:
+        """Whether a copy of a receipt speaks of this version. Looked for only where a table cannot be opened."""
+        for found in files.walk(self.layout.receipts(table, "x").parent):
+            copy = files.unsealed(found.location.read_bytes())
+            if copy is not None and copy["receipt"]["version"] == version:
+                return True
+        return False
 
     def tables(self) -> list[str]:
         """Names of the tables that are there."""
         folder = self.layout.table("x").parent
         if not folder.is_dir():
             return []
-        return sorted(entry.name for entry in folder.iterdir() if self.table(entry.name).open() is not None)
+        return sorted(entry.name for entry in folder.iterdir() if (entry / "_delta_log").is_dir())
 
     # -- reading ------------------------------------------------------------------------------------------
 

@@ -179,6 +179,16 @@ def test_a_commit_torn_by_a_power_loss_is_set_aside(lake: Lake, tmp_path: Path, 
     assert values(other, "2026-01-01") == [2]
 
 
+def test_a_commit_that_was_reported_as_done_is_never_set_aside(lake: Lake, tmp_path: Path) -> None:
+    write(lake, "2026-01-01", [1], "a")
+    write(lake, "2026-01-01", [2], "b")
+    last = lake.layout.table("t") / "_delta_log" / f"{2:020}.json"
+    last.write_bytes(last.read_bytes()[:-5])
+    with pytest.raises(StorageError, match="cannot be opened"):
+        values(Lake(Layout(tmp_path, "p")), "2026-01-01")
+    assert last.is_file()
+
+
 def test_a_torn_commit_in_the_middle_is_an_error(lake: Lake, tmp_path: Path) -> None:
     write(lake, "2026-01-01", [1], "a")
     write(lake, "2026-01-01", [2], "b")
