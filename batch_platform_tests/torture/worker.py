@@ -63,6 +63,8 @@ def make_partition(folder: Path, key: str, run_id: str, hold: bool = False, alia
 
         def progress(line: str) -> None:
             nonlocal finished
+            if not line.endswith("rows scored"):
+                return
             finished += 1
             print("scored", flush=True)
             if hold and finished == total:
