@@ -7,12 +7,12 @@ made beside the next partitions.
 import json
 from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.monitoring import summary
 from batch_platform.core.monitoring.drift import Verdict
@@ -176,13 +176,13 @@ def _commit_metrics(slice_: Slice, judgement: DriftJudgement, identity: str) -> 
     commit_small(slice_, "drift_metrics", pa.RecordBatch.from_arrays(arrays, schema=_METRICS), identity)
 
 
-def _write_verdicts(path: Path, verdicts: Mapping[str, Mapping], identity: str) -> bool:
+def _write_verdicts(path: Location, verdicts: Mapping[str, Mapping], identity: str) -> bool:
     """Write `drift.json`; False where it says the same of the same work already."""
     content = json.dumps({"fingerprint": identity, **verdicts}, indent=1).encode()
-    if path.is_file() and path.read_bytes() == content:
+    if files.read_if_there(path) == content:
         return False
     # First the old page: were this run killed before the new one is made, the next would take it for the new.
-    path.with_suffix(".html").unlink(missing_ok=True)
+    files.remove(path.with_suffix(".html"))
     files.replace(path, content)
     return True
 
@@ -201,7 +201,7 @@ def _request(
     judgement: DriftJudgement,
     watched: Watched,
     nulls: Mapping[str, float],
-    page: Path,
+    page: Location,
 ) -> RenderRequest:
     current = _keep_sample(slice_, watched)
     reference = _reference_sample(slice_, judgement.reference)
@@ -223,7 +223,7 @@ def _request(
     )
 
 
-def _keep_sample(slice_: Slice, watched: Watched) -> Path:
+def _keep_sample(slice_: Slice, watched: Watched) -> Location:
     """Sample the partition evenly: features and outputs of the same rows, without vectors."""
     scored = _sample(slice_, "predictions", list(watched["predictions"]))
     features = _sample(slice_, "features", list(watched["features"]), scored["row_key"].to_pylist())
@@ -257,7 +257,7 @@ def _sample(slice_: Slice, table: str, columns: list[str], keys: list[str] | Non
     return pa.Table.from_batches(kept) if kept else pa.table({"row_key": pa.array([], pa.string())})
 
 
-def _reference_sample(slice_: Slice, reference: Reference | None) -> Path | None:
+def _reference_sample(slice_: Slice, reference: Reference | None) -> Location | None:
     """A sample over all reference partitions, made once per reference; None where there is none."""
     if reference is None:
         return None
@@ -266,7 +266,7 @@ def _reference_sample(slice_: Slice, reference: Reference | None) -> Path | None
     if path.is_file():
         return path
     parts = [folder / f"{key}.parquet" for key in reference.keys]
-    tables = [pq.read_table(part) for part in parts if part.is_file()]
+    tables = [files.read_table(part) for part in parts if part.is_file()]
     if not tables:
         return None
     together = _together(tables)
@@ -295,7 +295,7 @@ def _together(tables: list[pa.Table]) -> pa.Table:
     return pa.table(columns)
 
 
-def _write(path: Path, table: pa.Table) -> Path:
+def _write(path: Location, table: pa.Table) -> Location:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     files.replace(path, sink.getvalue().to_pybytes())

@@ -119,9 +119,7 @@ def verify(
 
 
 def _tables_with_receipts(layout: Layout) -> set[str]:
-    folder = layout.receipts("x", "x").parent.parent
-    found = folder.iterdir() if folder.is_dir() else ()
-    return {entry.name for entry in found} - {"outcomes"}
+    return {entry.name for entry in files.entries(layout.receipts("x", "x").parent.parent)} - {"outcomes"}
 
 
 def _placed(audits: Iterable[TableAudit]) -> frozenset[str]:

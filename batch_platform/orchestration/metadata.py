@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 import dagster as dg
 
+from batch_platform.core.data import files
 from batch_platform.core.slice import StageResult
 from batch_platform.settings import Settings
 
@@ -26,9 +27,9 @@ def stage_metadata(result: StageResult, settings: Settings) -> dict[str, dg.Meta
         metadata["summary"] = dg.MetadataValue.md(result.markdown)
     if result.report is not None:
         # Browsers refuse links from the UI to files, so the link goes to the server of the reports.
-        place = result.report.relative_to(settings.root / "reports").as_posix()
+        place = files.relative(result.report, settings.root / "reports")
         metadata["report"] = dg.MetadataValue.url(f"{settings.reports_url}/{quote(place)}")
-        metadata["report_file"] = dg.MetadataValue.path(result.report)
+        metadata["report_file"] = dg.MetadataValue.path(str(result.report))
     return metadata
 
 

@@ -4,7 +4,6 @@ Reads all of it, history included, and trusts none of it. It does not know what 
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -144,8 +143,8 @@ def _compare_copies(lake: Lake, audit: TableAudit, rebuild: bool) -> None:
             audit.found(
                 key, place, f"{what}; the commit still has the receipt: verify --rebuild writes it again"
             )
-    for folder in _entries(lake.layout.receipts(audit.table, "x").parent):
-        for place in folder.glob("*.json"):
+    for folder in files.entries(lake.layout.receipts(audit.table, "x").parent):
+        for place in files.entries(folder, "*.json"):
             if str(place) not in known:
                 audit.found(folder.name, place, "is the receipt of no commit")
 
@@ -202,15 +201,9 @@ def _find_strays(lake: Lake, audit: TableAudit, placed: frozenset[str]) -> None:
     known = placed | {file["path"] for receipt in audit.receipts for file in receipt["files"]}
     folder = lake.layout.table(audit.table)
     for found in files.walk(folder):
-        inside = str(found.location.relative_to(folder))  # type: ignore[arg-type]
-        if inside.startswith("_delta_log/") or found.location.name in known:
+        if files.relative(found.location, folder).startswith("_delta_log/") or found.location.name in known:
             continue
         if attempt_of(found.location.name) is None:
             audit.found("", found.location, "is in no receipt")
         else:
             audit.leftovers += 1
-
-
-def _entries(folder: Location) -> Iterator[Location]:
-    if folder.is_dir():
-        yield from folder.iterdir()

@@ -18,6 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from batch_platform.core.data.objects import ObjectPath
 from batch_platform.errors import StorageError
 
@@ -57,12 +60,49 @@ def read_if_there(location: Location) -> bytes | None:
         return None
 
 
+def read_table(location: Location) -> pa.Table:
+    """A small Parquet file, whole."""
+    return pq.read_table(pa.BufferReader(location.read_bytes()))
+
+
+def entries(folder: Location, pattern: str = "*") -> list[Location]:
+    """What lies in a folder, by name; nothing where there is no folder."""
+    found: list[Location] = list(folder.glob(pattern)) if folder.is_dir() else []
+    return sorted(found, key=lambda place: place.name)
+
+
+def relative(location: Location, folder: Location) -> str:
+    """The path of a location below a folder, with slashes."""
+    inside = str(location).removeprefix(f"{folder}/")
+    if inside == str(location):
+        raise ValueError(f"{location} does not lie in {folder}")
+    return inside
+
+
 def sha256_of(location: Location) -> str:
     """Hex digest of a file's bytes."""
     if isinstance(location, ObjectPath):
         return location.sha256()
     with location.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fetch(location: Location, path: Path) -> None:
+    """Copy a file to this machine.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: it cannot be written here.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if not isinstance(location, ObjectPath):
+        with writing(path):
+            shutil.copyfile(location, path)
+        return
+    chunks = location.chunks()
+    with writing(path), path.open("wb") as stream:
+        stream.writelines(chunks)
 
 
 def walk(folder: Location) -> Iterator[FoundFile]:

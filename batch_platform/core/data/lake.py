@@ -112,10 +112,8 @@ class Lake:
 
     def tables(self) -> list[str]:
         """Names of the tables that are there."""
-        folder = self.layout.table("x").parent
-        if not folder.is_dir():
-            return []
-        return sorted(entry.name for entry in folder.iterdir() if (entry / "_delta_log").is_dir())
+        found = files.entries(self.layout.table("x").parent)
+        return [entry.name for entry in found if (entry / "_delta_log").is_dir()]
 
     # -- reading ------------------------------------------------------------------------------------------
 

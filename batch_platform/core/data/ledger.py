@@ -114,14 +114,10 @@ class ShardLedger:
         if not isinstance(file.path, ObjectPath):
             return file.path
         path = self._scratch / file.path.name
-        with files.writing(path):
-            self._scratch.mkdir(parents=True, exist_ok=True)
-            try:
-                with path.open("wb") as stream:
-                    for chunk in file.path.chunks():
-                        stream.write(chunk)
-            except FileNotFoundError:
-                return None
+        try:
+            files.fetch(file.path, path)
+        except FileNotFoundError:
+            return None
         return path
 
 

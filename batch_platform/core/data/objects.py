@@ -36,6 +36,9 @@ class Bucket:
         self.name = name
         self._refuses_overwriting = False
 
+    def __reduce__(self) -> "tuple[Any, tuple[str]]":
+        return bucket, (self.name,)  # another process talks to it by itself
+
     @cached_property
     def client(self) -> Any:
         import boto3
@@ -150,7 +153,9 @@ def object_root(url: str) -> "ObjectPath":
     if parts.scheme != "s3" or not parts.netloc or parts.query or parts.fragment:
         raise SettingsError(f"{url}: not a folder and not s3://bucket/prefix")
     if not _PLAIN.fullmatch(parts.path):
-        raise SettingsError(f"{url}: use letters, digits and ._-/ alone: not every reader finds other names again")
+        raise SettingsError(
+            f"{url}: use letters, digits and ._-/ alone: not every reader finds other names again"
+        )
     return ObjectPath(bucket(parts.netloc), parts.path.strip("/"))
 
 
@@ -194,12 +199,6 @@ class ObjectPath:
 
     def with_suffix(self, suffix: str) -> "ObjectPath":
         return ObjectPath(self.bucket, str(Path(self.key).with_suffix(suffix)))
-
-    def relative_to(self, folder: "ObjectPath") -> str:
-        """The key below a folder."""
-        if not self.key.startswith(f"{folder.key}/"):
-            raise ValueError(f"{self} does not lie in {folder}")
-        return self.key.removeprefix(f"{folder.key}/")
 
     # -- reading ------------------------------------------------------------------------------------------
 

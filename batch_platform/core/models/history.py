@@ -1,8 +1,8 @@
 """What happened to a registered model, in order, and what its aliases point to because of it.
 
-One file beside the versions, replaced whole: history and aliases can never disagree after a crash. Each
-entry carries the hash of the one before it, so that an entry that was altered or taken out shows. It
-decides nothing about the versions' content.
+One file per entry, each created once under the next number: of two writers at the same time one is first, and the
+other looks again and decides again. Each entry carries the hash of the one before it, so that an entry that was altered
+or taken out shows. It decides nothing about the versions' content.
 """
 
 import hashlib
@@ -10,13 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.errors import ModelError
 
-FILE = "aliases.json"
+FOLDER = "history"
 _EVENT_FIELDS = {
     "registered": {"version", "digest", "record_sha256"},
     "promoted": {"version", "alias"},
@@ -31,35 +31,35 @@ class History:
     entries: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
-    def read(cls, folder: Path) -> "History":
+    def read(cls, folder: Location) -> "History":
         """Read the history of a model's folder; empty where there is none.
 
         Raises:
-            ModelError: the file was altered.
+            ModelError: an entry was altered or taken away.
         """
-        path = folder / FILE
-        if not path.is_file():
-            return cls()
-        content = path.read_bytes()
-        try:
-            history = cls(tuple(json.loads(content)["history"]))
-            problem = history._problem()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ModelError(f"{path}: is no history of a model; restore it from a backup") from None
-        if problem is None and content != history._content():
-            problem = "the aliases are not those of the history"
-        if problem is not None:
-            raise ModelError(f"{path}: was altered: {problem}; restore it from a backup")
-        return history
+        entries: list[Mapping[str, Any]] = []
+        for path in files.entries(folder / FOLDER, "*.json"):
+            try:
+                content = path.read_bytes()
+                entry = json.loads(content)
+                problem = _problem(entry, entries, path.name, content)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):
+                problem = "it is no entry of a history"
+            if problem is not None:
+                raise ModelError(f"{path}: was altered: {problem}; restore it from a backup")
+            entries.append(entry)
+        return cls(tuple(entries))
 
-    def write(self, folder: Path) -> None:
-        """Put this history in the place of the one that stands."""
-        files.replace(folder / FILE, self._content())
+    def append(self, folder: Location, event: str, by: str, why: str, **what: str) -> bool:
+        """Write one entry more; False where another writer was first with an entry of its own.
 
-    def with_entry(self, event: str, by: str, why: str, **what: str) -> "History":
-        """One entry more."""
-        entry = {"event": event, **what, "by": by, "why": why, "at": _now(), "previous": self._head()}
-        return History((*self.entries, {**entry, "hash": _hash(entry)}))
+        Raises:
+            StorageError: it cannot be written.
+        """
+        head = str(self.entries[-1]["hash"]) if self.entries else ""
+        entry = {"event": event, **what, "by": by, "why": why, "at": _now(), "previous": head}
+        content = _content({**entry, "hash": _hash(entry)})
+        return files.create_once(folder / FOLDER / _name(len(self.entries)), content)
 
     @property
     def aliases(self) -> dict[str, str]:
@@ -72,23 +72,26 @@ class History:
         """The entry of its registration, by version."""
         return {entry["version"]: entry for entry in self.entries if entry["event"] == "registered"}
 
-    def _content(self) -> bytes:
-        value = {"aliases": self.aliases, "history": list(self.entries)}
-        return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
-    def _head(self) -> str:
-        return str(self.entries[-1]["hash"]) if self.entries else ""
+def _name(place: int) -> str:
+    return f"{place + 1:06d}.json"
 
-    def _problem(self) -> str | None:
-        previous = ""
-        for place, entry in enumerate(self.entries):
-            if set(entry) != _COMMON_FIELDS | _EVENT_FIELDS[entry["event"]]:
-                return f"entry {place} has other fields than an entry has"
-            bare = {name: value for name, value in entry.items() if name != "hash"}
-            if entry["previous"] != previous or entry["hash"] != _hash(bare):
-                return f"entry {place} ({entry['event']} {entry['version']}) does not match its hash"
-            previous = entry["hash"]
-        return None
+
+def _content(entry: Mapping[str, Any]) -> bytes:
+    return (json.dumps(entry, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _problem(
+    entry: Mapping[str, Any], before: list[Mapping[str, Any]], name: str, content: bytes
+) -> str | None:
+    if set(entry) != _COMMON_FIELDS | _EVENT_FIELDS[entry["event"]] or content != _content(entry):
+        return "it does not have the form of an entry"
+    bare = {field: value for field, value in entry.items() if field != "hash"}
+    if entry["hash"] != _hash(bare):
+        return "it does not match its hash"
+    if name != _name(len(before)) or entry["previous"] != (before[-1]["hash"] if before else ""):
+        return "it does not follow the entry before it"
+    return None
 
 
 def _hash(entry: Mapping[str, Any]) -> str:

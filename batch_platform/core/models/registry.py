@@ -4,16 +4,12 @@ It decides what is accepted, under which number, and whether what lies on the di
 registered. It does not know pipelines, and loads a model only to check golden rows.
 """
 
-import errno
-import fcntl
 import hashlib
 import json
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +17,11 @@ from typing import Any
 import pyarrow as pa
 
 from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.core.models import intake
 from batch_platform.core.models.card import check_card
 from batch_platform.core.models.golden import check_golden
-from batch_platform.core.models.history import FILE as HISTORY_FILE
+from batch_platform.core.models.history import FOLDER as HISTORY
 from batch_platform.core.models.history import History
 from batch_platform.core.models.predictor import check_flavor, check_folder, load_predictor
 from batch_platform.core.models.signature import ModelSignature
@@ -46,8 +43,7 @@ MAX_BYTES = 20 * 2**30
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
-_INCOMING = ".incoming-"
-_LOCK = ".lock"
+_CLAIMS = "claims"  # folder of the numbers that were given out
 _ABANDONED_SECONDS = 24 * 3600
 _STRAY = "is not in the history: where a registration was interrupted, repeat it; else remove this"
 
@@ -62,10 +58,12 @@ class ModelEntry:
 
 
 class Registry:
-    """The models under `<root>/registry`."""
+    """The models under `<root>/registry`, on a disk or in object storage."""
 
-    def __init__(self, root: Path, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, root: Location, max_bytes: int = MAX_BYTES) -> None:
         self.folder = root / "registry"
+        self._scratch = files.scratch(root) / "registry"
+        self._cache = files.scratch(root) / "models"
         self._max_bytes = max_bytes
 
     # -- finding ------------------------------------------------------------------------------------------
@@ -107,14 +105,12 @@ class Registry:
             ModelError: names the file that was altered.
         """
         found = self.get(name, version)
-        found.check_files()
+        found.checked_folder()
         return found
 
     def names(self) -> tuple[str, ...]:
         """The names of all models."""
-        if not self.folder.is_dir():
-            return ()
-        return tuple(sorted(path.name for path in self.folder.iterdir() if (path / HISTORY_FILE).is_file()))
+        return tuple(path.name for path in files.entries(self.folder) if (path / HISTORY).is_dir())
 
     def list(self) -> tuple[ModelEntry, ...]:
         """All models, by name.
@@ -148,7 +144,7 @@ class Registry:
 
         Args:
             name: of the model; letters, digits, `_`, `.` and `-`.
-            source_dir: folder with the model's files; it is copied.
+            source_dir: folder of this machine with the model's files; it is copied.
             flavor: how it is loaded.
             signature: what it reads and returns.
             card: the model card.
@@ -169,22 +165,19 @@ class Registry:
         _check_names(name, alias, by, why)
         check_flavor(flavor)
         checked = None if card is None else check_card(card)
-        model = self.folder / name
-        incoming = model / f"{_INCOMING}{uuid.uuid4().hex}"
+        _remove_abandoned(self._scratch)
+        incoming = self._scratch / uuid.uuid4().hex
         try:
             intake.copy_folder(source_dir, incoming / FILES, self._max_bytes)
             record = _inspect(incoming, flavor, signature, golden)
             record["documents"] = write_documents(incoming, signature, checked, golden)
-            with _locked(model):
-                version, created = self._place(name, incoming, record, by, why)
-                if alias is not None:
-                    self._point(name, version, alias, by, why)
+            version, created = self._place(name, incoming, record, by, why)
+            if alias is not None:
+                self._point(name, version, alias, by, why)
         except OSError as error:
-            raise StorageError(f"model {name}: cannot be written to {model}: {error}") from error
+            raise StorageError(f"model {name}: cannot be written to {self.folder / name}: {error}") from error
         finally:
-            shutil.rmtree(incoming, ignore_errors=True)
-            with suppress(OSError):
-                model.rmdir()  # only where nothing of this model was ever accepted
+            files.remove_folder(incoming)
         return replace(self.get(name, version), created=created)
 
     def promote(self, name: str, version: str, alias: str, by: str, why: str) -> RegisteredVersion:
@@ -197,11 +190,7 @@ class Registry:
         """
         _check_names(name, alias, by, why)
         self.get(name, version)
-        try:
-            with _locked(self.folder / name):
-                self._point(name, version, alias, by, why)
-        except OSError as error:
-            raise StorageError(f"model {name}: the alias {alias} cannot be written: {error}") from error
+        self._point(name, version, alias, by, why)
         return self.get(name, version)
 
     def _place(
@@ -209,47 +198,57 @@ class Registry:
     ) -> tuple[str, bool]:
         """Give the incoming folder its number. Returns the version, and whether it is a new one."""
         model = self.folder / name
-        _remove_abandoned(model)
-        history = History.read(model)
-        for version, entry in history.registered.items():
-            if entry["digest"] == record["digest"]:
-                return version, False
-        number, content = _interrupted(model, record["digest"], history) or _number(
-            model, incoming, {**record, "name": name, "registered_by": by, "why": why}
-        )
-        seal = hashlib.sha256(content).hexdigest()
-        what = {"version": number, "digest": record["digest"], "record_sha256": seal}
-        history.with_entry("registered", by, why, **what).write(model)
-        return number, True
+        placed: tuple[str, bytes] | None = None
+        while True:
+            history = History.read(model)
+            for version, entry in history.registered.items():
+                if entry["digest"] == record["digest"]:
+                    if (
+                        placed is not None and placed[0] != version
+                    ):  # the same content was registered beside us
+                        files.remove_folder(model / placed[0])
+                    return version, False
+            if placed is None:
+                placed = _interrupted(model, record["digest"], history) or _publish(
+                    model, incoming, history, {**record, "name": name, "registered_by": by, "why": why}
+                )
+            number, content = placed
+            seal = hashlib.sha256(content).hexdigest()
+            what = {"version": number, "digest": record["digest"], "record_sha256": seal}
+            if history.append(model, "registered", by, why, **what):
+                return number, True
 
     def _point(self, name: str, version: str, alias: str, by: str, why: str) -> None:
-        history = History.read(self.folder / name)
-        if history.aliases.get(alias) != version:
-            history.with_entry("promoted", by, why, version=version, alias=alias).write(self.folder / name)
+        model = self.folder / name
+        while (history := History.read(model)).aliases.get(alias) != version:
+            if history.append(model, "promoted", by, why, version=version, alias=alias):
+                return
 
     # -- checking -----------------------------------------------------------------------------------------
 
     def verify(self) -> tuple[Problem, ...]:
         """Compare everything in the registry with what was registered; empty where all is as it was."""
-        folders = sorted(self.folder.iterdir()) if self.folder.is_dir() else ()
-        return tuple(problem for folder in folders for problem in self._verify_model(folder))
+        return tuple(
+            problem for folder in files.entries(self.folder) for problem in self._verify_model(folder)
+        )
 
-    def _verify_model(self, folder: Path) -> Iterator[Problem]:
+    def _verify_model(self, folder: Location) -> Iterator[Problem]:
         name = folder.name
-        if not folder.is_dir() or folder.is_symlink() or not _NAME.fullmatch(name):
+        is_link = isinstance(folder, Path) and folder.is_symlink()
+        if not folder.is_dir() or is_link or not _NAME.fullmatch(name):
             yield Problem(name, None, str(folder), "is no folder of a model")
             return
         try:
             history = History.read(folder)
         except ModelError as error:
-            yield Problem(name, None, str(folder / HISTORY_FILE), str(error))
+            yield Problem(name, None, str(folder / HISTORY), str(error))
             return
         known = set(history.registered)
-        for path in sorted(folder.iterdir()):
-            if path.name not in known | {HISTORY_FILE, _LOCK} and not path.name.startswith(_INCOMING):
+        for path in files.entries(folder):
+            if path.name not in known | {HISTORY, _CLAIMS}:
                 yield Problem(name, None, str(path), _STRAY)
         for version, entry in history.registered.items():
-            yield from verify_version(folder / version, name, entry)
+            yield from verify_version(folder / version, name, entry, self._cache)
 
     # -- reading ------------------------------------------------------------------------------------------
 
@@ -271,34 +270,34 @@ class Registry:
             raise ModelNotFoundError(
                 f"model {name!r} has no version {version!r}; it has {', '.join(history.registered)}"
             )
-        return read_version(self.folder / name / version, name, entry)
+        return read_version(self.folder / name / version, name, entry, self._cache)
 
 
-def _number(model: Path, incoming: Path, record: dict[str, Any]) -> tuple[str, bytes]:
-    """Give the incoming folder the next number. Returns the version and the record's bytes."""
-    names = {path.name for path in model.iterdir()} | History.read(model).registered.keys()
-    number = max((int(name) for name in names if _VERSION.fullmatch(name)), default=0)
-    while True:
+def _publish(model: Location, incoming: Path, history: History, record: dict[str, Any]) -> tuple[str, bytes]:
+    """Move the incoming files under the next number. Returns the version and the record's bytes."""
+    taken = [*history.registered, *_names(model), *_names(model / _CLAIMS)]
+    number = max((int(name) for name in taken if _VERSION.fullmatch(name)), default=0) + 1
+    while not files.create_once(model / _CLAIMS / str(number), uuid.uuid4().hex.encode()):
         number += 1
-        content = files.canonical_json({**record, "version": str(number)})
-        files.replace(incoming / RECORD, content)
-        try:
-            incoming.rename(model / str(number))
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise
-            continue  # someone who does not take our lock was first: the next number
-        files.fsync_folder(model)
-        return str(number), content
+    folder = model / str(number)
+    for found in files.walk(incoming):
+        files.publish(found.location, folder / files.relative(found.location, incoming))
+    content = files.canonical_json({**record, "version": str(number)})
+    files.replace(folder / RECORD, content)
+    return str(number), content
 
 
-def _interrupted(model: Path, digest: str, history: History) -> tuple[str, bytes] | None:
+def _names(folder: Location) -> list[str]:
+    return [entry.name for entry in files.entries(folder)]
+
+
+def _interrupted(model: Location, digest: str, history: History) -> tuple[str, bytes] | None:
     """A folder of this content that got its number and no entry in the history."""
-    for path in model.iterdir():
-        if _VERSION.fullmatch(path.name) and path.name not in history.registered:
-            record = path / RECORD
-            if record.is_file() and json.loads(content := record.read_bytes())["digest"] == digest:
-                return path.name, content
+    for name in _names(model):
+        if _VERSION.fullmatch(name) and name not in history.registered:
+            content = files.read_if_there(model / name / RECORD)
+            if content is not None and json.loads(content)["digest"] == digest:
+                return name, content
     return None
 
 
@@ -326,16 +325,8 @@ def _check_names(name: str, alias: str | None, by: str, why: str) -> None:
         raise ModelError(f"model {name}: say who does this and why (by, why): the history keeps both")
 
 
-@contextmanager
-def _locked(model: Path) -> Iterator[None]:
-    """One writer of a model's history at a time; the lock ends with the process."""
-    with (model / _LOCK).open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
-
-
-def _remove_abandoned(model: Path) -> None:
+def _remove_abandoned(scratch: Path) -> None:
     """Copies left by registrations that were killed; a running one is younger."""
-    for path in model.glob(f"{_INCOMING}*"):
+    for path in scratch.glob("*"):
         if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+            files.remove_folder(path)

@@ -8,11 +8,11 @@ platform is not installed.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from batch_platform.core.data.files import Location
 from batch_platform.errors import SignatureError
 
 Task = Literal["classification", "regression", "embedding"]
@@ -199,14 +199,14 @@ class ModelSignature:
         return cls(**values)
 
     @classmethod
-    def read(cls, path: Path) -> "ModelSignature":
+    def read(cls, path: Location) -> "ModelSignature":
         """Read a signature from a JSON file.
 
         Raises:
             SignatureError: names the file and what is wrong in it.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text("utf-8")))
+            return cls.from_dict(json.loads(path.read_bytes()))
         except (OSError, ValueError) as error:
             raise SignatureError(f"{path}: cannot be read as a signature: {error}") from None
         except SignatureError as error:

@@ -6,7 +6,9 @@ are the registry's.
 
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.core.models import intake
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.errors import ModelError, SignatureError
@@ -34,6 +37,7 @@ class RegisteredVersion:
         flavor: how it is loaded.
         signature: what it reads and returns.
         path: folder with the model's files.
+        cache: folder of this machine for copies of what lies in object storage.
         files: SHA-256 of each of these, by relative path.
         card: the model card; None where it was registered without one.
         registered_at: ISO 8601, UTC.
@@ -46,24 +50,43 @@ class RegisteredVersion:
     digest: str
     flavor: str
     signature: ModelSignature
-    path: Path
+    path: Location
     files: Mapping[str, str]
     card: Mapping[str, Any] | None
     registered_at: str
     registered_by: str
     created: bool = field(default=True, compare=False)
+    cache: Path = field(default=Path(), compare=False, repr=False)
 
-    def check_files(self) -> None:
-        """Compare the files with what was registered; to be called before they are loaded.
+    def checked_folder(self) -> Path:
+        """The model's files on this machine, each of them compared with what was registered just now.
 
         Raises:
             ModelError: names the file that was altered, added or removed.
+            StorageError: they cannot be fetched.
         """
-        for name, problem in differences(self.path, self.files):
+        folder = self._local()
+        for name, problem in differences(folder, self.files):
             raise ModelError(
-                f"model {self.name} version {self.version}: {self.path / name} {problem} since it was registered; "
+                f"model {self.name} version {self.version}: {folder / name} {problem} since it was registered; "
                 "it is not loaded. Restore the file, or register the model again"
             )
+        return folder
+
+    def _local(self) -> Path:
+        if isinstance(self.path, Path):
+            return self.path
+        folder = self.cache / self.digest.removeprefix("sha256:")
+        if folder.is_dir() and not any(differences(folder, self.files)):
+            return folder
+        incoming = self.cache / f"incoming-{uuid.uuid4().hex}"
+        for name in self.files:
+            files.fetch(self.path / name, incoming / name)
+        files.remove_folder(folder)
+        with suppress(OSError):  # another process has just put the same there
+            incoming.rename(folder)
+        files.remove_folder(incoming)
+        return folder
 
 
 @dataclass(frozen=True)
@@ -76,13 +99,14 @@ class Problem:
     problem: str
 
 
-def read_version(folder: Path, name: str, entry: Mapping[str, Any]) -> RegisteredVersion:
+def read_version(folder: Location, name: str, entry: Mapping[str, Any], cache: Path) -> RegisteredVersion:
     """Read a version's documents and check them against each other; the model's files are not read.
 
     Args:
         folder: of the version.
         name: of the model.
         entry: the registration in the model's history.
+        cache: folder of this machine for copies of what lies in object storage.
 
     Raises:
         ModelError: a document was altered.
@@ -106,10 +130,11 @@ def read_version(folder: Path, name: str, entry: Mapping[str, Any]) -> Registere
         card=card,
         registered_at=entry["at"],
         registered_by=entry["by"],
+        cache=cache,
     )
 
 
-def _record(folder: Path, entry: Mapping[str, Any], about: str) -> dict[str, Any]:
+def _record(folder: Location, entry: Mapping[str, Any], about: str) -> dict[str, Any]:
     try:
         content = (folder / RECORD).read_bytes()
     except OSError as error:
@@ -119,11 +144,11 @@ def _record(folder: Path, entry: Mapping[str, Any], about: str) -> dict[str, Any
     return json.loads(content)
 
 
-def verify_version(folder: Path, name: str, entry: Mapping[str, Any]) -> Iterator[Problem]:
+def verify_version(folder: Location, name: str, entry: Mapping[str, Any], cache: Path) -> Iterator[Problem]:
     """Everything in a version's folder that is not as it was registered; all files are read."""
     version = entry["version"]
     try:
-        found = read_version(folder, name, entry)
+        found = read_version(folder, name, entry, cache)
     except ModelError as error:
         yield Problem(name, version, str(folder), str(error))
         return
@@ -164,9 +189,13 @@ def write_documents(
     return {name: files.sha256_of(incoming / name) for name in names}
 
 
-def differences(folder: Path, registered: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def differences(folder: Location, registered: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Files of a folder, by relative path, that were altered, added or removed, and which of these."""
-    found = intake.digests(folder) if folder.is_dir() else {}
+    if isinstance(folder, Path):
+        found = intake.digests(folder) if folder.is_dir() else {}
+    else:
+        places = [entry.location for entry in files.walk(folder)]
+        found = {files.relative(place, folder): files.sha256_of(place) for place in places}
     for name in sorted(found.keys() | registered.keys()):
         if name not in found:
             yield name, "was removed"

@@ -11,16 +11,15 @@ import html
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.errors import MonitoringError
 
 if TYPE_CHECKING:
@@ -49,21 +48,21 @@ class RenderRequest:
 
     title: str
     summary_html: str
-    current: Path
-    reference: Path | None
+    current: Location
+    reference: Location | None
     scores: Mapping[str, float]
     detected: frozenset[str]
-    out: Path
+    out: Location
 
 
-def render(request: RenderRequest) -> Path:
+def render(request: RenderRequest) -> Location:
     """Make the page.
 
     Raises:
         MonitoringError: Evidently failed; the message says on what.
     """
-    current = pq.read_table(request.current)
-    reference = None if request.reference is None else pq.read_table(request.reference)
+    current = files.read_table(request.current)
+    reference = None if request.reference is None else files.read_table(request.reference)
     body = ""
     if reference is not None and reference.num_rows and current.num_rows:
         try:

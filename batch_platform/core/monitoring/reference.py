@@ -9,9 +9,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.core.monitoring.profile import HEADER_BYTES, Profile, rows_in
 from batch_platform.errors import MonitoringError
 
@@ -41,7 +41,7 @@ class Reference:
 class ReferenceStore:
     """The monitoring files of one pipeline, in one folder."""
 
-    folder: Path
+    folder: Location
 
     # -- profiles -----------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class ReferenceStore:
         for table, profile in profiles.items():
             path = self._profile(table, partition_key)
             content = profile.to_bytes()
-            if not path.is_file() or path.read_bytes() != content:
+            if files.read_if_there(path) != content:
                 files.replace(path, content)
 
     def load_profile(self, table: str, partition_key: str) -> Profile:
@@ -77,7 +77,8 @@ class ReferenceStore:
     def keys(self, *tables: str) -> list[str]:
         """Partition keys that have a profile of each of these tables, in order."""
         found = [
-            {path.stem for path in (self.folder / "profiles" / table).glob("*.profile")} for table in tables
+            {path.stem for path in files.entries(self.folder / "profiles" / table, "*.profile")}
+            for table in tables
         ]
         return sorted(set.intersection(*found)) if found else []
 
@@ -89,7 +90,7 @@ class ReferenceStore:
         Raises:
             MonitoringError: it cannot be read.
         """
-        found = sorted((self.folder / "references").glob("*.json"))
+        found = files.entries(self.folder / "references", "*.json")
         return self._reference(found[-1]) if found else None
 
     def freeze(self, keys: Sequence[str], tables: Sequence[str], by: str, why: str) -> Reference:
@@ -118,11 +119,11 @@ class ReferenceStore:
         """
         digest = dict(reference.digests)[table][reference.keys.index(partition_key)]
         path = self._frozen(digest)
-        if not path.is_file():
+        content = files.read_if_there(path)
+        if content is None:
             raise MonitoringError(
                 f"{path}: reference {reference.version} has lost the profile of {partition_key}"
             )
-        content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != digest:
             raise MonitoringError(f"{path}: reference {reference.version} is damaged: the file was altered")
         return _read(path, content)
@@ -133,7 +134,7 @@ class ReferenceStore:
         files.create_once(self._frozen(digest), content)
         return digest
 
-    def _reference(self, path: Path) -> Reference:
+    def _reference(self, path: Location) -> Reference:
         try:
             values = json.loads(path.read_bytes())
             digests = tuple((table, tuple(each)) for table, each in values["digests"])
@@ -146,28 +147,31 @@ class ReferenceStore:
 
     # -- paths --------------------------------------------------------------------------------------------
 
-    def _frozen(self, digest: str) -> Path:
+    def _frozen(self, digest: str) -> Location:
         return self.folder / "references" / "profiles" / f"{digest}.profile"
 
-    def _profile(self, table: str, partition_key: str) -> Path:
+    def _profile(self, table: str, partition_key: str) -> Location:
         # Keys sort as their windows do; the colon of hourly keys is kept, so that a stem is a key.
         return self.folder / "profiles" / table / f"{partition_key}.profile"
 
-    def _content(self, path: Path, partition_key: str, most: int = -1) -> bytes:
-        if not path.is_file():
-            raise MonitoringError(f"{path}: no profile; materialize drift_report for {partition_key}")
-        with path.open("rb") as file:
-            return file.read(most)
+    def _content(self, path: Location, partition_key: str, most: int = -1) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return file.read(most)
+        except FileNotFoundError:
+            raise MonitoringError(
+                f"{path}: no profile; materialize drift_report for {partition_key}"
+            ) from None
 
 
-def _read(path: Path, content: bytes) -> Profile:
+def _read(path: Location, content: bytes) -> Profile:
     try:
         return Profile.from_bytes(content)
     except MonitoringError as error:
         raise _unreadable(path, error) from None
 
 
-def _unreadable(path: Path, error: MonitoringError) -> MonitoringError:
+def _unreadable(path: Location, error: MonitoringError) -> MonitoringError:
     return MonitoringError(
         f"{path}: {error}; remove the file and materialize drift_report for {path.stem} again"
     )

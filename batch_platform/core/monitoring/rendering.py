@@ -3,8 +3,8 @@
 import multiprocessing
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
+from batch_platform.core.data.files import Location
 from batch_platform.core.monitoring.evidently_report import RenderRequest, render
 
 
@@ -14,7 +14,7 @@ class Renderer:
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
 
-    def submit(self, request: RenderRequest) -> "Future[Path]":
+    def submit(self, request: RenderRequest) -> "Future[Location]":
         """Ask for a page; the future gives its path, or raises what went wrong."""
         try:
             return self._running().submit(render, request)
