@@ -6,14 +6,41 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from batch_platform.core.data.files import SCRATCH_VARIABLE, Location
+from batch_platform.core.data.objects import object_root
 from batch_platform.settings import ROOT_VARIABLE
 from batch_platform_tests.mini import Mini
+from batch_platform_tests.s3.server import environment, moto_s3, new_bucket
 
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BATCH_PLATFORM_ROOT", "BATCH_PLATFORM_HOURLY_RATE", "BATCH_PLATFORM_REPORTS_URL"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    """The address of an S3 server, shared by the tests of a session."""
+    with moto_s3() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def object_storage(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """An empty bucket of that server, as `s3://bucket/prefix`; this process finds it by the environment."""
+    for name, value in environment(moto).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    return f"s3://{new_bucket(moto)}/some/prefix"
+
+
+@pytest.fixture(params=["disk", "object storage"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """The platform's root, on a disk and in object storage."""
+    if request.param == "disk":
+        return tmp_path / "root"
+    return object_root(request.getfixturevalue("object_storage"))
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from batch_platform.errors import StorageError, SupersededError
 
 PARTITION_COLUMN = "partition_key"
 _COMMIT_TRIES = 60
+_LOST_TRIES = 15
 _LONGEST_PAUSE_SECONDS = 1.0
 _DATA_FILE = re.compile(r"([0-9A-Za-z_]{1,16})-([0-9]+)-[A-Za-z0-9_.-]+\.parquet")
 
@@ -275,6 +277,7 @@ class Lake:
     ) -> Commit:
         attempt, pause = receipt["attempt"], 0.01
         rival: Exception | None = None
+        lost = 0
         lock = files.scratch(self.layout.root) / "locks" / f"{self.layout.pipeline}-{slot.table}"
         for _ in range(_COMMIT_TRIES):
             try:
@@ -296,14 +299,25 @@ class Lake:
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             except (DeltaError, OSError) as error:
-                commit = self._standing(slot, attempt)  # a checkpoint after the commit can fail
-                if commit is None:
+                commit = self._standing(
+                    slot, attempt
+                )  # a checkpoint after the commit can fail, or a reply be lost
+                if commit is not None:
+                    return commit
+                lost += 1
+                if lost > self._patience:
                     raise self._failed(slot, error) from error
-                return commit
+                time.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
         raise StorageError(
             f"{self._about(slot)}: {_COMMIT_TRIES} commits in a row met another writer's ({rival and plain(rival)}); run it "
             "again when there are fewer writers"
         )
+
+    @property
+    def _patience(self) -> int:
+        """How often a failed commit is tried again: object storage has passing failures, a full disk has not."""
+        return 0 if isinstance(self.layout.root, Path) else _LOST_TRIES
 
     def _standing(self, slot: Slot, attempt: int) -> Commit | None:
         head = self.head(slot)

@@ -10,12 +10,13 @@ import hashlib
 import io
 import os
 import re
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from urllib.parse import urlsplit
 from batch_platform.errors import SettingsError, StorageError
 
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]*")
+_PAUSES_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 5, 5)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -110,17 +112,35 @@ class Bucket:
             return
         key = f"{folder}/.probe-{uuid.uuid4().hex}".lstrip("/")
         with self.talking(key):
-            obstore.put(self.client, key, b"1", mode="create")
+            with suppress(AlreadyExistsError):  # carried out, and the reply lost
+                self.patiently(key, partial(obstore.put, self.client, key, b"1", mode="create"))
             try:
-                obstore.put(self.client, key, b"2", mode="create")
+                self.patiently(key, partial(obstore.put, self.client, key, b"2", mode="create"))
             except AlreadyExistsError:
                 self._refuses_overwriting = True
-            obstore.delete(self.client, key)
+            self.patiently(key, partial(obstore.delete, self.client, key))
         if not self._refuses_overwriting:
             raise StorageError(
                 f"s3://{self.name}: the store ignores conditional PUT (If-None-Match): two writers would overwrite "
                 "each other unseen. Use a store that honours it (AWS S3, Ceph, MinIO), or a folder as the root"
             )
+
+    def patiently(self, key: str, write: Callable[[], Any]) -> None:
+        """Write, and try again after resets, 503s and time-outs: the client does so by itself only for reading.
+
+        Raises:
+            obstore.exceptions.AlreadyExistsError: also where an earlier try was carried out and its reply lost.
+        """
+        from obstore.exceptions import GenericError
+
+        for pause in _PAUSES_SECONDS:
+            try:
+                write()
+                return
+            except GenericError:
+                time.sleep(pause)
+        with self.talking(key):
+            write()
 
     @contextmanager
     def talking(self, key: str) -> Iterator[None]:
@@ -272,9 +292,10 @@ class ObjectPath:
         from obstore.exceptions import AlreadyExistsError
 
         self.bucket.refuse_if_unconditional(self.key.rpartition("/")[0])
+        create = partial(obstore.put, self.bucket.client, self.key, content, mode="create")
         with self.bucket.talking(self.key):
             try:
-                obstore.put(self.bucket.client, self.key, content, mode="create")
+                self.bucket.patiently(self.key, create)
             except AlreadyExistsError:
                 return self.read_bytes() == content
         return True
@@ -284,7 +305,7 @@ class ObjectPath:
         import obstore
 
         with self.bucket.talking(self.key):
-            obstore.put(self.bucket.client, self.key, content)
+            self.bucket.patiently(self.key, partial(obstore.put, self.bucket.client, self.key, content))
 
     def unlink(self, missing_ok: bool = False) -> None:
         import obstore
@@ -292,7 +313,7 @@ class ObjectPath:
         if not missing_ok:
             self.stat()
         with self.bucket.talking(self.key):
-            obstore.delete(self.bucket.client, self.key)
+            self.bucket.patiently(self.key, partial(obstore.delete, self.bucket.client, self.key))
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
