@@ -17,7 +17,7 @@ export DO_NOT_TRACK := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test check format lock clean-venv clean
+.PHONY: help demo ui test torture check format lock clean-venv clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,6 +31,10 @@ ui: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## Dagster on 127.0.0.1:$(UI_POR
 test: $(VENV)/ready  ## everything needed to pass the tests, then the tests
 	@$(BIN)/python -m batch_platform_tests.requirements
 	@$(BIN)/python -m pytest
+
+torture: $(VENV)/ready  ## a thousand kills, full disks, races: the table of docs/reliability.md, in about an hour
+	@$(BIN)/python -m batch_platform_tests.torture.requirements
+	@$(BIN)/python -m batch_platform_tests.torture.report
 
 check: $(VENV)/ready  ## format, lint, layers, types, and the pipeline files
 	@$(BIN)/ruff format --check .

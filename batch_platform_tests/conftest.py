@@ -13,6 +13,15 @@ from batch_platform_tests.mini import Mini
 from batch_platform_tests.s3.server import environment, moto_s3, new_bucket
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long runs are left out unless `-m` speaks of them; with an option in pyproject, `-m "not browser"` would run them."""
+    if "torture" in config.getoption("markexpr"):
+        return
+    long = [item for item in items if item.get_closest_marker("torture")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]
+
+
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BATCH_PLATFORM_ROOT", "BATCH_PLATFORM_HOURLY_RATE", "BATCH_PLATFORM_REPORTS_URL"):

@@ -253,7 +253,8 @@ def _score_missing_shards(
             waiting.append((index, features))
             yield features
 
-    for result in engine.score_stream(missing()):
+    tolerated = int(slice_.spec.inference.max_error_share * work.features.rows)
+    for result in engine.score_stream(missing(), tolerated):
         index, features = waiting.popleft()
         rows = _decorate(slice_, work, features, result)
         notes = {

@@ -237,6 +237,13 @@ class InferenceSpec(_Section):
         "auto", description="Rows of a batch of a tabular model."
     )
     shard_rows: int = Field(8192, ge=1, description="Rows of a shard, the unit of resume.")
+    batch_timeout: float = Field(
+        600.0,
+        gt=0.0,
+        le=86_400.0,
+        description="Seconds that computing one batch may take. A later one is stopped and halved; a row that "
+        "takes longer alone is quarantined.",
+    )
     max_error_share: float = Field(
         0.01,
         ge=0.0,

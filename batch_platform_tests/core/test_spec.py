@@ -56,6 +56,7 @@ def test_only_partitions_source_and_model_are_needed() -> None:
         8192,
         0.01,
     )
+    assert spec.inference.batch_timeout == 600
     assert (spec.drift.reference_partitions, spec.drift.false_alarms_per_quarter) == (56, 1.0)
     assert (spec.automation.trigger, spec.automation.catch_up) == ("manual", 7)
     assert (spec.features, spec.labels, spec.decision, spec.sinks, spec.lookups) == (None, None, None, [], [])
@@ -139,6 +140,10 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("inference.device", "tpu", "inference.device: Input should be 'auto', 'cpu' or 'cuda'"),
     ("inference.dtype", "int8", "inference.dtype: Input should be 'auto'"),
     ("inference.shard_rows", 0, "inference.shard_rows: Input should be greater than or equal to 1"),
+    ("inference.batch_timeout", 0, "inference.batch_timeout: Input should be greater than 0"),
+    ("inference.batch_timeout", 1e6, "inference.batch_timeout: Input should be less than or equal to 86400"),
+    ("inference.batch_timeout", float("inf"), "inference.batch_timeout: Input should be less than or"),
+    ("inference.batch_timeout", float("nan"), "inference.batch_timeout: Input should be"),
     ("inference.max_error_share", 1.5, "inference.max_error_share: Input should be less than or equal to 1"),
     (
         "inference.max_error_share",
@@ -214,7 +219,6 @@ LATER: list[tuple[str, Any, str]] = [
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22-06", "automation.off_peak"),
-    ("retention.staging_days", 3, "retention"),
 ]
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batch_platform.core.inference.batching import BatchPlan
+from batch_platform.core.inference.computing import BATCH_TIMEOUT, Patience
 from batch_platform.core.inference.engine import KEY, Engine, RowFailure, ShardResult
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.predictor import SIGNATURE_FILE, SignatureRequest, describe, load_predictor
@@ -75,8 +76,9 @@ def _run(options: argparse.Namespace) -> int:
     with _open(options.input) as source:
         key = _key_field(source, options)
         signature.check_features(source.schema_arrow)
+        patience = Patience(batch_timeout=options.batch_timeout)
         predictor = load_predictor(folder, options.flavor, signature, plan.device, plan.dtype)
-        outcome = _stream(source, key, Engine(predictor, plan), options.output)
+        outcome = _stream(source, key, Engine(predictor, plan, patience), options.output)
     _report(outcome, plan, options)
     return 1 if outcome.failed_rows else 0
 
@@ -205,6 +207,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--batch-tokens", type=_positive, help="token budget of a batch (default: by device)")
+    parser.add_argument(
+        "--batch-timeout", type=_seconds, default=BATCH_TIMEOUT, help="seconds that one batch may take (600)"
+    )
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: all)")
     parser.add_argument("--stats", type=Path, help="JSON file to write counts, timings and failures to")
     return parser
@@ -214,6 +219,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0, up to a day")
+    return seconds
 
 
 if __name__ == "__main__":

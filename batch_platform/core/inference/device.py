@@ -60,3 +60,20 @@ def peak_memory_bytes(device: str) -> int:
 
         return int(torch.cuda.max_memory_allocated())
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts KiB
+
+
+def current_index(device: str) -> int | None:
+    """Number of the CUDA device that this thread uses; None for the CPU."""
+    if device != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.current_device()
+
+
+def use_index(index: int | None) -> None:
+    """Have this thread use what `current_index` gave in another: each thread has its own current device."""
+    if index is not None:
+        import torch
+
+        torch.cuda.set_device(index)

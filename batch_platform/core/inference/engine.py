@@ -1,21 +1,24 @@
 """Shards of features through a model: one output or one named failure for each row.
 
-It decides the order of computing and what happens when computing fails: a batch that does not fit the
-memory is halved, a batch that fails is halved down to the rows that fail. It does not know where rows come
-from, where results go, or what kind of model it runs.
+It decides what is prepared ahead, which rows cannot be prepared, and that no row is lost between input and
+result; batches and their failures are the batch loop's. It does not know where rows come from, where
+results go, or what kind of model it runs.
 """
 
 import logging
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from batch_platform.core.inference.batching import BatchPlan, cut
+from batch_platform.core.inference import causes
+from batch_platform.core.inference.batching import BatchPlan
+from batch_platform.core.inference.computing import BatchLoop, Patience, Shard
+from batch_platform.core.inference.deadline import StuckError, Worker
 from batch_platform.core.inference.device import peak_memory_bytes
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.outputs import bad_rows
@@ -55,28 +58,10 @@ class ShardResult:
     stats: RunStats
 
 
-@dataclass
-class _Shard:
-    """A shard on its way: what is prepared, computed and known to fail so far."""
-
-    keys: pa.Array
-    prepared: Prepared
-    prepared_rows: np.ndarray  # (prepared,) int64, number in the shard of each prepared row
-    failures: dict[int, tuple[str, str]]  # by number in the shard: error type, message
-    seconds: float
-    done: np.ndarray  # (prepared,) bool
-    raw: np.ndarray | None = None  # (prepared, width) float32, made when the width is known
-    tokens: int = 0
-    padded_tokens: int = 0
-    batches: int = 0
-    back_offs: int = 0
-    bisections: int = 0
-
-
 class Engine:
     """A loaded model and the way its batches are cut."""
 
-    def __init__(self, predictor: Predictor, plan: BatchPlan) -> None:
+    def __init__(self, predictor: Predictor, plan: BatchPlan, patience: Patience | None = None) -> None:
         if (predictor.device, predictor.dtype) != (plan.device, plan.dtype):
             raise InferenceError(
                 f"the model is loaded on {predictor.device} as {predictor.dtype}, the plan says "
@@ -84,6 +69,8 @@ class Engine:
             )
         self.predictor = predictor
         self.plan = plan
+        self.patience = patience or Patience()
+        self._stuck: str | None = None
 
     @classmethod
     def load(cls, model: "RegisteredVersion", signature: ModelSignature, spec: "InferenceSpec") -> "Engine":
@@ -100,8 +87,8 @@ class Engine:
             InferenceError: the device asked for is not there.
         """
         plan = BatchPlan.from_spec(spec, signature)
-        model.check_files()
-        return cls(load_predictor(model.path, model.flavor, signature, plan.device, plan.dtype), plan)
+        predictor = load_predictor(model.checked_folder(), model.flavor, signature, plan.device, plan.dtype)
+        return cls(predictor, plan, Patience(batch_timeout=spec.batch_timeout))
 
     def score(self, shard: pa.Table) -> ShardResult:
         """Score one shard.
@@ -114,31 +101,45 @@ class Engine:
             SignatureError: the features do not fit the model.
         """
         started = time.perf_counter()
-        return self._compute(self._prepare(shard), started)
+        prepared = self._prepare(shard)
+        with self._loop(tolerated=None) as prepared.loop:
+            return self._compute(prepared, started)
 
-    def score_stream(self, shards: Iterator[pa.Table]) -> Iterator[ShardResult]:
+    def score_stream(self, shards: Iterator[pa.Table], tolerated: int | None = None) -> Iterator[ShardResult]:
         """Score shards in order; while one computes, the next is read and prepared in a thread.
 
-        At most two shards are held at a time. `shards` is advanced in that thread, one step at a time.
+        At most two shards are held at a time. `shards` is advanced in that thread, one step at a time. Both
+        threads, this one and the one that computes, end when the stream ends or is left, for whatever reason.
+
+        Args:
+            shards: each as `score` takes it.
+            tolerated: rows of all shards together that may fail; beyond it, and beyond a hundred, no more
+                failing rows are looked for. None: any number.
 
         Raises:
             As `score`, and whatever `shards` raises.
+            InferenceError: more rows fail than are tolerated.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="prepare") as thread:
+        patience = self.patience
+        with (
+            self._loop(tolerated) as loop,
+            Worker("prepare", patience.wait, patience.ending) as preparing,
+        ):
             started = time.perf_counter()
-            ahead = thread.submit(self._prepare_next, shards)
+            ahead = preparing.submit(partial(self._prepare_next, shards))
             while (ready := ahead.result()) is not None:
-                ahead = thread.submit(self._prepare_next, shards)
+                ahead = preparing.submit(partial(self._prepare_next, shards))
+                ready.loop = loop
                 yield self._compute(ready, started)
                 started = time.perf_counter()
 
     # -- preparing ----------------------------------------------------------------------------------------
 
-    def _prepare_next(self, shards: Iterator[pa.Table]) -> _Shard | None:
+    def _prepare_next(self, shards: Iterator[pa.Table]) -> Shard | None:
         shard = next(shards, None)
         return None if shard is None else self._prepare(shard)
 
-    def _prepare(self, table: pa.Table) -> _Shard:
+    def _prepare(self, table: pa.Table) -> Shard:
         started = time.perf_counter()
         keys = _keys(table)
         self.predictor.signature.check_features(table.schema)
@@ -151,83 +152,71 @@ class Engine:
         except BatchPlatformError:
             raise
         except Exception as error:  # noqa: BLE001 -- every row gets its own answer below
-            _log.warning("preparing a shard failed (%s); looking for the rows at fault", _describe(error))
+            told = causes.describe(error)
+            _log.warning("preparing a shard failed (%s); looking for the rows at fault", told)
             failures = self._unpreparable(features, 0)
-            rows = np.setdiff1d(rows, np.fromiter(failures, np.int64, len(failures)))
-            prepared = self.predictor.prepare(features.take(pa.array(rows)))
+            rows = np.setdiff1d(rows, list(failures))
+            prepared = self._prepare_rest(features.take(pa.array(rows)))
+        if len(prepared.costs) != len(rows):
+            raise InferenceError(f"the model prepared {len(prepared.costs)} rows of {len(rows)}")
         for refusal in prepared.refused:
             failures[int(rows[refusal.row])] = (refusal.error_type, refusal.message)
         seconds = time.perf_counter() - started
-        return _Shard(keys, prepared, rows, failures, seconds, done=np.zeros(len(rows), bool))
+        return Shard(keys, prepared, rows, failures, seconds, done=np.zeros(len(rows), bool))
 
     def _unpreparable(self, features: pa.RecordBatch, first: int) -> dict[int, tuple[str, str]]:
+        """The rows that cannot be prepared alone, by number from `first` on, and why."""
         try:
             self.predictor.prepare(features)
+        except BatchPlatformError:
+            raise
         except Exception as error:  # noqa: BLE001 -- recorded for the row, or narrowed down
             if features.num_rows == 1:
-                return {first: (type(error).__name__, _describe(error))}
+                return {first: (type(error).__name__, causes.describe(error))}
         else:
             return {}
         half = features.num_rows // 2
         left = self._unpreparable(features.slice(0, half), first)
         return left | self._unpreparable(features.slice(half), first + half)
 
-    # -- computing ----------------------------------------------------------------------------------------
-
-    def _compute(self, shard: _Shard, started: float) -> ShardResult:
-        begun = time.perf_counter()
-        refused = {refusal.row for refusal in shard.prepared.refused}
-        rows = np.array([row for row in range(len(shard.prepared_rows)) if row not in refused], np.int64)
-        plan = self.plan
-        waiting = cut(shard.prepared.costs, rows, plan)[::-1]
-        while waiting:
-            batch = waiting.pop()
-            error = self._try(shard, batch)
-            if error is None:
-                continue
-            if len(batch) == 1:
-                row = int(shard.prepared_rows[batch[0]])
-                shard.failures[row] = (
-                    "OutOfMemory" if _is_memory(error) else type(error).__name__,
-                    _describe(error),
-                )
-                continue
-            if not _is_memory(error):
-                shard.bisections += 1
-                half = len(batch) // 2
-                waiting += [batch[half:], batch[:half]]
-                continue
-            # Batches as large as this one will not fit either: all that wait are cut anew.
-            shard.back_offs += 1
-            plan = _halved(plan, shard.prepared.costs, batch)
-            _log.warning("out of memory with %d rows in a batch; going on with %s", len(batch), plan)
-            waiting = cut(shard.prepared.costs, np.concatenate([batch, *waiting[::-1]]), plan)[::-1]
-        forward_seconds = time.perf_counter() - begun
-        return self._finish(shard, forward_seconds, started)
-
-    def _try(self, shard: _Shard, batch: np.ndarray) -> Exception | None:
-        """Compute a batch, or say why not. The error's frames are dropped: they hold the tensors."""
+    def _prepare_rest(self, features: pa.RecordBatch) -> Prepared:
         try:
-            raw = self.predictor.forward(shard.prepared, batch)
+            return self.predictor.prepare(features)
         except BatchPlatformError:
             raise
-        except Exception as error:  # becomes a failure of the rows at fault
-            if _is_broken_device(error):
-                raise InferenceError(
-                    f"the device failed and must be restarted: {_describe(error)}"
-                ) from error
-            failed: Exception = error.with_traceback(None)
-            failed.__context__ = None
-        else:
-            _keep(shard, batch, raw)
-            return None
-        if _is_memory(failed):
-            self.predictor.release()
-        return failed
+        except Exception as error:
+            raise InferenceError(
+                f"{features.num_rows} rows can be prepared in parts and not together "
+                f"({type(error).__name__}: {causes.describe(error)}): set inference.shard_rows lower"
+            ) from error
+
+    # -- computing ----------------------------------------------------------------------------------------
+
+    def _loop(self, tolerated: int | None) -> BatchLoop:
+        if self._stuck is not None:
+            raise InferenceError(self._stuck)
+        return BatchLoop(self.predictor, self.plan, self.patience, tolerated)
+
+    def _compute(self, shard: Shard, started: float) -> ShardResult:
+        assert shard.loop is not None  # set by `score` and `score_stream`
+        begun = time.perf_counter()
+        try:
+            shard.loop.compute(shard)
+        except StuckError:
+            self._stuck = (
+                f"the device does not answer: a batch computes for longer than inference.batch_timeout "
+                f"({self.patience.batch_timeout:g} s) and cannot be stopped. Check the device, end this process, "
+                "and run the partition again; finished shards are kept"
+            )
+            _log.error("%s. Its thread is left behind", self._stuck)
+            raise InferenceError(self._stuck) from None
+        result = self._finish(shard, time.perf_counter() - begun, started)
+        shard.loop.failed += len(result.failures)
+        return result
 
     # -- results ------------------------------------------------------------------------------------------
 
-    def _finish(self, shard: _Shard, forward_seconds: float, started: float) -> ShardResult:
+    def _finish(self, shard: Shard, forward_seconds: float, started: float) -> ShardResult:
         begun = time.perf_counter()
         named, rows = self._named(shard)
         _reconcile(rows, shard.failures, len(shard.keys))
@@ -243,6 +232,8 @@ class Engine:
             batches=shard.batches,
             back_offs=shard.back_offs,
             bisections=shard.bisections,
+            retries=shard.retries,
+            timeouts=shard.timeouts,
             prepare_seconds=shard.seconds,
             forward_seconds=forward_seconds,
             finish_seconds=time.perf_counter() - begun,
@@ -251,7 +242,7 @@ class Engine:
         )
         return ShardResult(outputs, failures, stats)
 
-    def _named(self, shard: _Shard) -> tuple[pa.RecordBatch, np.ndarray]:
+    def _named(self, shard: Shard) -> tuple[pa.RecordBatch, np.ndarray]:
         """The output columns of the good rows, and their numbers in the shard; the others become failures."""
         signature = self.predictor.signature
         rows = shard.prepared_rows[shard.done]
@@ -268,19 +259,6 @@ class Engine:
             shard.failures[int(rows[place])] = ("InvalidOutput", message)
         good = np.setdiff1d(np.arange(len(rows)), np.fromiter(bad, np.int64, len(bad)))
         return named.take(pa.array(good)), rows[good]
-
-
-def _keep(shard: _Shard, batch: np.ndarray, raw: np.ndarray) -> None:
-    if shard.raw is None and raw.ndim == 2:
-        shard.raw = np.empty((len(shard.done), raw.shape[1]), np.float32)
-    if shard.raw is None or raw.shape != (len(batch), shard.raw.shape[1]):
-        raise InferenceError(f"the model gave an output of shape {raw.shape} for {len(batch)} rows")
-    shard.raw[batch] = raw
-    shard.done[batch] = True
-    costs = shard.prepared.costs[batch]
-    shard.tokens += int(costs.sum())
-    shard.padded_tokens += int(costs.max()) * len(batch)
-    shard.batches += 1
 
 
 def _keys(table: pa.Table) -> pa.Array:
@@ -306,28 +284,3 @@ def _reconcile(rows: np.ndarray, failures: dict[int, tuple[str, str]], total: in
     answered = np.sort(np.concatenate([rows, np.fromiter(failures, np.int64, len(failures))]))
     if not np.array_equal(answered, np.arange(total)):
         raise InferenceError(f"{total} rows went in and {len(answered)} came out: the result is not used")
-
-
-def _halved(plan: BatchPlan, costs: np.ndarray, batch: np.ndarray) -> BatchPlan:
-    if plan.batch_tokens is None:
-        return replace(plan, batch_rows=len(batch) // 2)
-    return replace(plan, batch_tokens=int(costs[batch].max()) * len(batch) // 2)
-
-
-def _is_memory(error: Exception) -> bool:
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"  # torch's, known by name: it is not imported here
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
-
-
-def _is_broken_device(error: Exception) -> bool:
-    return type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
-
-
-def _describe(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:500]

@@ -20,6 +20,8 @@ class RunStats:
         batches: forward passes that succeeded.
         back_offs: batches that were halved because memory ran out.
         bisections: batches that were halved because computing failed.
+        retries: batches that were tried again after an error that may pass.
+        timeouts: batches that were stopped because they took too long.
         prepare_seconds: time in preparing rows; it may overlap with `forward_seconds`.
         forward_seconds: time on the device.
         finish_seconds: time in naming and checking outputs.
@@ -34,6 +36,8 @@ class RunStats:
     batches: int = 0
     back_offs: int = 0
     bisections: int = 0
+    retries: int = 0
+    timeouts: int = 0
     prepare_seconds: float = 0.0
     forward_seconds: float = 0.0
     finish_seconds: float = 0.0
@@ -75,5 +79,5 @@ class RunStats:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "RunStats":
-        """Read what `to_dict` gave; derived numbers are computed again."""
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        """Read what `to_dict` gave, of a release that counted less too; derived numbers are computed again."""
+        return cls(**{field.name: values.get(field.name, field.default) for field in fields(cls)})

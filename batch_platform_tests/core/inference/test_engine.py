@@ -210,7 +210,8 @@ def test_an_engine_is_loaded_from_the_registry_with_checked_files(tmp_path):
     registry = Registry(tmp_path / "root")
     version = registry.register("m", source, "torch", signature, card=None, by="me", why="test")
     chosen = signature.with_positive_class("churned")
-    engine = Engine.load(version, chosen, InferenceSpec(device="cpu"))
+    engine = Engine.load(version, chosen, InferenceSpec(device="cpu", batch_timeout=9))
+    assert engine.patience.batch_timeout == 9
     rows = engine.score(tiny_models.tabular_rows(20)).outputs.to_pylist()
     assert all(row["score"] == pytest.approx(row["scores"][1], abs=1e-6) for row in rows)
     (version.path / "more.json").write_text("{}")

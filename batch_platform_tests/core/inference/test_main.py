@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batch_platform.core.inference import __main__ as command
+from batch_platform.core.inference.engine import Engine
 from batch_platform.core.models.registry import Registry
 from batch_platform_tests import tiny_models
 
@@ -104,7 +105,15 @@ def test_wrong_input_is_one_line_and_exit_2(folder, rows, capsys, changes, messa
 
 
 @pytest.mark.parametrize(
-    "changes", [{"task": "poetry"}, {"threads": "0"}, {"model": None}, {"colour": "red"}]
+    "changes",
+    [
+        {"task": "poetry"},
+        {"threads": "0"},
+        {"batch-timeout": "0"},
+        {"batch-timeout": "soon"},
+        {"model": None},
+        {"colour": "red"},
+    ],
 )
 def test_wrong_usage_is_one_line_and_exit_2(folder, rows, capsys, changes):
     with pytest.raises(SystemExit) as stop:
@@ -140,3 +149,12 @@ def test_it_runs_where_the_rest_of_the_platform_is_not_installed(folder, rows):
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("row 7: NullText")
     assert pq.read_table(rows.parent / "out.parquet").num_rows == 199
+
+
+def test_the_time_out_reaches_the_engine(folder, rows, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        command, "Engine", lambda *arguments: given.append(arguments[2]) or Engine(*arguments)
+    )
+    command.main(_arguments(folder / "text", rows, **{"batch-timeout": 7.5}))
+    assert [patience.batch_timeout for patience in given] == [7.5]

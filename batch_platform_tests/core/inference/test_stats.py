@@ -18,3 +18,8 @@ def test_nothing_is_nothing():
 
 def test_numbers_survive_json():
     assert RunStats.from_dict(ONE.to_dict()) == ONE
+
+
+def test_what_an_older_release_did_not_count_is_nothing():
+    old = {name: value for name, value in ONE.to_dict().items() if name not in ("retries", "timeouts")}
+    assert RunStats.from_dict(old) == ONE
