@@ -129,8 +129,8 @@ class Timed:
         self.seconds = 0.0
         stream = engine.score_stream
 
-        def timed(shards: Iterator[pa.Table]) -> Iterator[Any]:
-            results = stream(shards)
+        def timed(shards: Iterator[pa.Table], tolerated: int) -> Iterator[Any]:
+            results = stream(shards, tolerated)
             while True:
                 started = time.perf_counter()
                 result = next(results, None)

@@ -50,8 +50,8 @@ class Bench:
         engine = scoring.load_engine(model or self.model, self.mini.spec)
         stream = engine.score_stream
 
-        def counting(shards: Iterator[pa.Table]) -> Iterator[Any]:
-            for result in stream(shards):
+        def counting(shards: Iterator[pa.Table], tolerated: int) -> Iterator[Any]:
+            for result in stream(shards, tolerated):
                 self.scored.append(result.outputs.num_rows)
                 yield result
 
@@ -287,7 +287,9 @@ def test_a_superseded_run_ends_well_and_says_so(mini: Mini, monkeypatch: pytest.
     real = scoring.score_partition
     overtaking: list[bool] = []
 
-    def overtaken(slice_: Slice, model: RegisteredVersion, loaded: Engine, progress: Any) -> StageResult:
+    def overtaken(
+        slice_: Slice, model: RegisteredVersion, loaded: Engine, progress: Any, redrive: bool
+    ) -> StageResult:
         def line(text: str) -> None:
             progress(text)
             if not overtaking:

@@ -59,8 +59,8 @@ def test_one_bad_date_of_five_fails_alone_and_is_redone_alone(
     scored: list[int] = []
     score_stream = Engine.score_stream
 
-    def counting(self: Engine, shards):
-        for result in score_stream(self, shards):
+    def counting(self: Engine, shards, tolerated):
+        for result in score_stream(self, shards, tolerated):
             scored.append(result.outputs.num_rows)
             yield result
 
