@@ -10,6 +10,7 @@ from batch_platform.core.data.files import SCRATCH_VARIABLE, Location
 from batch_platform.core.data.objects import object_root
 from batch_platform.settings import ROOT_VARIABLE
 from batch_platform_tests.mini import Mini
+from batch_platform_tests.s3.ceph import ceph_s3, is_installed
 from batch_platform_tests.s3.server import environment, moto_s3, new_bucket
 
 
@@ -35,21 +36,41 @@ def moto() -> Iterator[str]:
         yield endpoint
 
 
+@pytest.fixture(scope="session")
+def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Ceph object gateway, shared by the tests of a session."""
+    if not is_installed():
+        pytest.skip("Ceph is not installed")
+    with ceph_s3(tmp_path_factory.mktemp("s3") / "ceph") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.torture)])
+def s3_server(request: pytest.FixtureRequest) -> str:
+    """The address of an S3 server."""
+    endpoint: str = request.getfixturevalue(request.param)
+    return endpoint
+
+
 @pytest.fixture
-def object_storage(moto: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+def object_storage(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """An empty bucket of that server, as `s3://bucket/prefix`; this process finds it by the environment."""
-    for name, value in environment(moto).items():
+    return _bucket_of(s3_server, monkeypatch, tmp_path)
+
+
+def _bucket_of(endpoint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    for name, value in environment(endpoint).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
-    return f"s3://{new_bucket(moto)}/some/prefix"
+    return f"s3://{new_bucket(endpoint)}/some/prefix"
 
 
-@pytest.fixture(params=["disk", "object storage"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+@pytest.fixture(params=["disk", "moto", pytest.param("ceph", marks=pytest.mark.torture)])
+def root(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Location:
     """The platform's root, on a disk and in object storage."""
     if request.param == "disk":
         return tmp_path / "root"
-    return object_root(request.getfixturevalue("object_storage"))
+    return object_root(_bucket_of(request.getfixturevalue(request.param), monkeypatch, tmp_path))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ logging.getLogger("werkzeug").setLevel(logging.ERROR)
 main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 """
 REGION = "us-east-1"
+KEY, SECRET = "testkey", "testsecret"
 
 
 @contextmanager
@@ -45,13 +46,13 @@ def _answers(endpoint: str, process: "subprocess.Popen[bytes]") -> bool:
     return True
 
 
-def client(endpoint: str, key: str = "testkey", secret: str = "testsecret"):
+def client(endpoint: str):
     """A boto3 client of a server."""
     return boto3.client(
         "s3",
         endpoint_url=endpoint,
-        aws_access_key_id=key,
-        aws_secret_access_key=secret,
+        aws_access_key_id=KEY,
+        aws_secret_access_key=SECRET,
         region_name=REGION,
     )
 
@@ -66,8 +67,8 @@ def new_bucket(endpoint: str) -> str:
 def environment(endpoint: str) -> dict[str, str]:
     """What a process needs to find the server by the standard chain."""
     return {
-        "AWS_ACCESS_KEY_ID": "testkey",
-        "AWS_SECRET_ACCESS_KEY": "testsecret",
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": REGION,
         "AWS_EC2_METADATA_DISABLED": "true",

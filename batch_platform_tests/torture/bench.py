@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import yaml
 
+from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.objects import object_root
@@ -74,6 +76,7 @@ class Bench:
         rows: of every partition.
         root: where the platform keeps its data; below the folder by default.
         attributes: of the pipeline file, merged into the tests' small pipeline.
+        environment: what its processes find in the environment beside the root.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Bench:
         rows: int = 160,
         root: str | None = None,
         attributes: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.rows = rows
@@ -98,6 +102,7 @@ class Bench:
         self._processes = multiprocessing.get_context("forkserver")
         self._processes.set_forkserver_preload([worker.__name__])
         self._started = 0
+        self._environment = environment or {}
         self.register("champion")
 
     # -- inputs -------------------------------------------------------------------------------------------
@@ -124,7 +129,8 @@ class Bench:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {ROOT_VARIABLE: self.root, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        fixed = {ROOT_VARIABLE: self.root, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+        return {**self._environment, **fixed}
 
     def start(self, key: str, hold: bool = False, alias: str = "champion", **environment: str) -> "Running":
         """Start a process that makes a partition."""
@@ -174,10 +180,8 @@ class Bench:
 
     def shards(self, key: str) -> int:
         """Entries in the ledgers of a partition's unfinished work."""
-        folder = self.layout.staging(key)
-        return (
-            sum(1 for work in folder.iterdir() for _ in work.glob("shard-*.json")) if folder.is_dir() else 0
-        )
+        found = files.walk(self.layout.staging(key))
+        return sum(1 for file in found if fnmatch(file.location.name, "shard-*.json"))
 
     def values(self, key: str) -> pl.DataFrame:
         """The partition's predictions as a Delta reader sees them, without what differs from run to run."""
@@ -186,7 +190,7 @@ class Bench:
     def table(self, name: str, key: str | None = None) -> pl.DataFrame:
         """A table, or a partition of it, as a Delta reader sees it."""
         folder = self.layout.table(name)
-        if not (folder / "_delta_log").is_dir():
+        if not files.entries(folder / "_delta_log"):
             return pl.DataFrame(schema=dict.fromkeys(_NOT_VALUES, pl.String))
         options = None if isinstance(folder, Path) else folder.bucket.delta_options
         frame = pl.scan_delta(str(folder), storage_options=options)
@@ -197,6 +201,50 @@ class Bench:
 
     def head(self, key: str) -> Any:
         return Lake(self.layout).head(Slot("predictions", key))
+
+    # -- what must hold -----------------------------------------------------------------------------------
+
+    def make_undisturbed(self) -> None:
+        """Make day 0, to which `finish` and `check_all` compare the others."""
+        self.write(day(0))
+        made = self.make(day(0))
+        assert made.lines == ["scored"] * self.total_shards + [f"done {self.rows} False"], made.lines
+
+    def seconds_of(self, key: str, **options: str) -> float:
+        """How long making a partition takes."""
+        self.write(key)
+        started = time.monotonic()
+        self.make(key, **options)
+        return time.monotonic() - started
+
+    @property
+    def total_shards(self) -> int:
+        """Of every partition."""
+        return -(-self.rows // self.spec.inference.shard_rows)
+
+    def finish(self, key: str, killed: Made) -> bool:
+        """Make a partition again after its run was killed; returns whether the run went on from finished shards."""
+        kept = self.shards(key)
+        committed = self.head(key) is not None
+        assert self.values(key).height in (0, self.rows)  # whole, or not there
+        again = self.make(key)
+        assert again.code == 0, again.lines
+        assert again.lines[-1].startswith(f"done {self.rows}"), again.lines
+        # What was in the ledger, or committed, is not scored again.
+        assert again.scored == (0 if committed else self.total_shards - kept)
+        assert self.values(key).equals(self.values(day(0)))
+        # A shard that was scored is never repeated; the killed process may have computed one more, whose entry it did not
+        # write any more.
+        assert killed.scored + again.scored <= self.total_shards
+        return kept > 0
+
+    def check_all(self, partitions: int) -> None:
+        """So many partitions are there, whole, and nothing else."""
+        frame = self.table("predictions")
+        assert frame.height == partitions * self.rows
+        assert frame.select("partition_key", "row_key").n_unique() == frame.height
+        found = self.verify()
+        assert (found.problems, found.partitions) == ((), partitions)
 
 
 @dataclass

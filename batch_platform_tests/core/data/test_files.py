@@ -150,10 +150,11 @@ def fresh_buckets() -> None:
 
 
 @pytest.mark.usefixtures("fresh_buckets")
+@pytest.mark.parametrize("s3_server", ["moto"], indirect=True)  # Ceph's clients sign the condition
 def test_a_store_that_ignores_conditions_is_refused(
-    object_storage: str, moto: str, monkeypatch: pytest.MonkeyPatch
+    object_storage: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with fault_proxy(moto, Faults(ignore_conditions=True)) as proxy:
+    with fault_proxy(s3_server, Faults(ignore_conditions=True)) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         root = object_root(object_storage)
         with pytest.raises(StorageError, match=r"ignores conditional PUT \(If-None-Match\)"):
@@ -163,10 +164,10 @@ def test_a_store_that_ignores_conditions_is_refused(
 
 @pytest.mark.usefixtures("fresh_buckets")
 def test_a_lost_reply_does_not_make_a_winner_a_loser(
-    object_storage: str, moto: str, monkeypatch: pytest.MonkeyPatch
+    object_storage: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The object was created, the answer is lost, the repeated request is refused: it is still ours."""
-    with fault_proxy(moto, Faults(), seed=3) as proxy:
+    with fault_proxy(s3_server, Faults(), seed=3) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         root = object_root(object_storage)
         assert files.create_once(root / "first", b"1")
