@@ -18,7 +18,7 @@ from batch_platform.core import gate
 from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
-from batch_platform.core.data.ledger import FinishedShard, ShardLedger
+from batch_platform.core.data.ledger import FinishedShard, ShardLedger, discard_shards
 from batch_platform.core.data.staging import read_files, stage
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.stats import RunStats
@@ -117,13 +117,14 @@ def score_partition(
     standing = slice_.lake.head(slot)
     if standing is not None and standing.receipt["work"] == work.identity:
         settle(slice_, "predictions", standing)
+        discard_shards(_shards_of(slice_, standing.fingerprint))  # its run may have been killed before it did
         if not redrive or not standing.receipt["quarantined"]:
             return _adopt(slice_, work, standing)
         work = replace(work, redrives=standing)
 
     attempt = slice_.lake.begin(slot)
     with slice_.workspace("predictions", attempt) as folder:
-        ledger = ShardLedger(slice_.layout.staging(slice_.key) / work.fingerprint, folder)
+        ledger = ShardLedger(_shards_of(slice_, work.fingerprint), folder)
         shards = _score(slice_, work, engine, ledger, progress)
         rejected = _rejected_rows(slice_, shards)
         rows = _together(slice_, work, [shard.file.path for shard in shards if shard.file is not None])
@@ -137,8 +138,12 @@ def score_partition(
         commit = publish(
             slice_, "predictions", staged, work.schema, rejected, work.fingerprint, attempt, **what
         )
-        ledger.discard()
+        discard_shards(_shards_of(slice_, work.fingerprint))
     return _result(work, commit, checks, reused=False)
+
+
+def _shards_of(slice_: Slice, fingerprint: str) -> Location:
+    return slice_.layout.staging(slice_.key) / fingerprint
 
 
 def load_engine(model: RegisteredVersion, spec: PipelineSpec) -> Engine:

@@ -399,3 +399,14 @@ def test_staging_of_committed_work_is_gone(bench: Bench) -> None:
     bench.score()
     assert not list(bench.mini.layout.staging(DAY).rglob("*.parquet"))
     assert not list(bench.mini.layout.scratch(DAY).rglob("*.parquet"))
+
+
+def test_staging_that_a_killed_run_left_behind_its_commit_goes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "discard_shards", lambda folder: None)
+        bench.score()
+    assert list(bench.mini.layout.staging(DAY).rglob("shard-*.json"))
+    assert bench.score().reused
+    assert not list(bench.mini.layout.staging(DAY).rglob("shard-*"))

@@ -36,6 +36,13 @@ class FinishedShard:
     notes: Mapping[str, Any]
 
 
+def discard_shards(folder: Location) -> None:
+    """Remove a ledger, its work being committed. Entries go first: none is left that speaks of a file that is gone."""
+    for entry in files.entries(folder, "shard-*.json"):
+        files.remove(entry)
+    files.remove_folder(folder)
+
+
 class ShardLedger:
     """Finished shards of one work fingerprint, in one folder.
 
@@ -88,10 +95,6 @@ class ShardLedger:
         if mine is not None and (winner.file is None or winner.file.path != mine.path):
             files.remove(mine.path)
         return winner
-
-    def discard(self) -> None:
-        """Remove everything: the work is committed."""
-        files.remove_folder(self._folder)
 
     def _entry(self, index: int) -> Location:
         return self._folder / f"shard-{index:06d}.json"
