@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 
+from batch_platform.core.data.files import Location
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.registry import RegisteredVersion, Registry
 from batch_platform.core.spec import parse_spec
@@ -16,6 +17,7 @@ from batch_platform.orchestration.model_assets import model_asset
 from batch_platform.orchestration.stages import asset_key, stages_of
 from batch_platform.settings import Settings
 from batch_platform_tests import tiny_models
+from batch_platform_tests.tables import scan_delta
 
 DAYS = ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04", "2026-01-05"]
 COLUMNS = ["id", "amount", "age", "plan"]
@@ -47,10 +49,10 @@ class Mini:
         spec: the pipeline; `change` replaces parts of it.
     """
 
-    def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
+    def __init__(self, folder: Path, instance: dg.DagsterInstance, root: Location | None = None) -> None:
         self.folder = folder
         self.instance = instance
-        self.settings = Settings(root=folder / "root")
+        self.settings = Settings(root=root or folder / "root")
         self.spec = parse_spec(ATTRIBUTES, "mini")
 
     @property
@@ -116,7 +118,7 @@ class Mini:
     def table(self, name: str) -> pl.DataFrame:
         """A table as another reader sees it; empty where nothing was committed."""
         folder = self.layout.table(name)
-        return pl.read_delta(str(folder)) if (folder / "_delta_log").is_dir() else pl.DataFrame()
+        return scan_delta(folder).collect() if (folder / "_delta_log").is_dir() else pl.DataFrame()
 
     def rows(self, name: str, day: str) -> int:
         """Rows of a day in a table."""

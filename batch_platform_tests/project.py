@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from batch_platform.core.data.files import Location
 from batch_platform.core.layout import Layout
 from batch_platform.settings import Settings
 from batch_platform_tests.mini import Mini
@@ -45,11 +46,16 @@ defs = dg.Definitions.merge(
 
 
 class Project:
-    """The folder, its pipelines, and what can be done with it."""
+    """The folder, its pipelines, and what can be done with it.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where it is made.
+        root: where the platform keeps its data; below the folder by default.
+    """
+
+    def __init__(self, folder: Path, root: Location | None = None) -> None:
         self.folder = folder
-        self.settings = Settings(root=folder / "root")
+        self.settings = Settings(root=root or folder / "root")
         self.home = folder / "dagster_home"
         defs = folder / "shop" / "defs"
         defs.mkdir(parents=True)
@@ -132,7 +138,7 @@ class Project:
         """The writer of sources and models for the pipeline `mini` of this project."""
         import dagster as dg
 
-        return Mini(self.folder, dg.DagsterInstance.from_config(str(self.home)))
+        return Mini(self.folder, dg.DagsterInstance.from_config(str(self.home)), self.settings.root)
 
 
 def free_port() -> int:

@@ -33,6 +33,7 @@ from batch_platform.core.verifying import Verification, verify
 from batch_platform.settings import ROOT_VARIABLE, Settings
 from batch_platform_tests import tiny_models
 from batch_platform_tests.mini import ATTRIBUTES, COLUMNS, good_row
+from batch_platform_tests.tables import scan_delta
 from batch_platform_tests.torture import worker
 
 START = date(2000, 1, 1)
@@ -192,8 +193,7 @@ class Bench:
         folder = self.layout.table(name)
         if not files.entries(folder / "_delta_log"):
             return pl.DataFrame(schema=dict.fromkeys(_NOT_VALUES, pl.String))
-        options = None if isinstance(folder, Path) else folder.bucket.delta_options
-        frame = pl.scan_delta(str(folder), storage_options=options)
+        frame = scan_delta(folder)
         return (frame if key is None else frame.filter(pl.col("partition_key") == key)).collect()
 
     def verify(self, key: str | None = None) -> Verification:

@@ -5,17 +5,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import duckdb
-import polars as pl
 import pyarrow as pa
 import pytest
 
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Lake, Slot
-from batch_platform.core.data.objects import ObjectPath
 from batch_platform.core.data.staging import stage
 from batch_platform.core.layout import Layout
 from batch_platform.errors import StorageError, SupersededError
+from batch_platform_tests.tables import scan_delta
 
 SCHEMA = pa.schema([("row_key", pa.string()), ("value", pa.float64())])
 
@@ -42,12 +41,6 @@ def write(
 
 def values(lake: Lake, key: str) -> list[float]:
     return [v for batch in lake.batches("t", key) for v in batch["value"].to_pylist()]
-
-
-def read_delta(lake: Lake) -> pl.DataFrame:
-    folder = lake.layout.table("t")
-    options = folder.bucket.delta_options if isinstance(folder, ObjectPath) else None
-    return pl.read_delta(str(folder), storage_options=options)
 
 
 def test_a_partition_is_replaced_and_the_others_stay(lake: Lake) -> None:
@@ -118,7 +111,7 @@ def test_a_new_column_is_added_and_a_changed_type_refused(lake: Lake) -> None:
     lake.commit(
         Slot("t", "2026-01-02"), staged, wider, {"fingerprint": "b"}, lake.begin(Slot("t", "2026-01-02"))
     )
-    assert sorted(read_delta(lake)["extra"].to_list(), key=str) == [None, "x"]
+    assert sorted(scan_delta(lake.layout.table("t")).collect()["extra"].to_list(), key=str) == [None, "x"]
     other = pa.schema([("row_key", pa.string()), ("value", pa.string())])
     with pytest.raises(StorageError, match="'value'"):
         lake.commit(
@@ -130,14 +123,14 @@ def test_parts_of_a_partition_are_replaced_apart(lake: Lake) -> None:
     write(lake, "2026-01-01", [1], "a", part="raw")
     write(lake, "2026-01-01", [2], "b", part="predictions")
     write(lake, "2026-01-01", [], "c", part="raw")
-    frame = read_delta(lake)
+    frame = scan_delta(lake.layout.table("t")).collect()
     assert frame.select("stage", "value").rows() == [("predictions", 2.0)]
 
 
 @pytest.mark.parametrize("key", ["2026-01-01", "2026-01-31-23:00"])
 def test_other_readers_see_the_partition_key(lake: Lake, key: str) -> None:
     write(lake, key, [1, 2], "a")
-    assert read_delta(lake)["partition_key"].to_list() == [key, key]
+    assert scan_delta(lake.layout.table("t")).collect()["partition_key"].to_list() == [key, key]
 
 
 def test_the_listed_files_are_a_partition(lake_on_disk: Lake) -> None:
