@@ -1,4 +1,4 @@
-"""What the torture suite needs of the system: strace, which injects faults, and a library that shifts the clock.
+"""What the torture suite needs of the system: strace, which injects faults, a library that shifts the clock, and Ceph.
 
 Run by `make torture`. Without them the tests that need them are skipped, and say so.
 """
@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from batch_platform_tests.s3 import ceph
+
 
 def fake_clock() -> Path | None:
     """The library to preload, so that a process sees a shifted clock."""
@@ -17,8 +19,12 @@ def fake_clock() -> Path | None:
 
 def missing() -> list[str]:
     """Debian packages that are not installed."""
-    there = {"strace": shutil.which("strace"), "faketime": fake_clock()}
-    return [package for package, found in there.items() if found is None]
+    packages = []
+    if shutil.which("strace") is None:
+        packages.append("strace")
+    if fake_clock() is None:
+        packages.append("faketime")
+    return packages + ([] if ceph.is_installed() else list(ceph.PACKAGES))
 
 
 def install() -> list[str]:

@@ -36,7 +36,7 @@ def is_short(request: pytest.FixtureRequest) -> bool:
 @pytest.mark.timeout(3600)
 def test_killed_at_a_random_moment(bench: Bench, is_short: bool, request: pytest.FixtureRequest) -> None:
     duration = bench.seconds_of(day(1))
-    random, kills = random_of(11), 3 if is_short else 100
+    random, kills = random_of(11), 3 if is_short else 50
     resumed = died = 0
     for number in range(2, 2 + kills):
         key = day(number)
@@ -57,7 +57,7 @@ def test_killed_at_a_random_moment(bench: Bench, is_short: bool, request: pytest
 def test_one_request_in_five_meets_a_fault(
     bench: Bench, is_short: bool, s3_server: str, request: pytest.FixtureRequest
 ) -> None:
-    enough = 20 if is_short else 2000
+    enough = 20 if is_short else 1000
     partitions, faults = 1, 0
     with fault_proxy(s3_server, _FAULTS, seed=5) as proxy:
         while faults < enough:
@@ -86,7 +86,7 @@ def test_one_request_in_five_meets_a_fault(
 def test_killed_while_requests_meet_faults(
     bench: Bench, is_short: bool, s3_server: str, request: pytest.FixtureRequest
 ) -> None:
-    random, kills = random_of(13), 2 if is_short else 40
+    random, kills = random_of(13), 2 if is_short else 25
     with fault_proxy(s3_server, _FAULTS, seed=6) as proxy:
         duration = bench.seconds_of(day(1), AWS_ENDPOINT_URL=proxy.url)
         for number in range(2, 2 + kills):
@@ -106,7 +106,7 @@ def test_killed_while_requests_meet_faults(
 
 @pytest.mark.timeout(3600)
 def test_two_runs_on_one_partition(bench: Bench, is_short: bool, request: pytest.FixtureRequest) -> None:
-    runs = 2 if is_short else 50
+    runs = 2 if is_short else 25
     for number in range(1, 1 + runs):
         key = day(number)
         bench.write(key)
