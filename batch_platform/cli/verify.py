@@ -8,7 +8,7 @@ import click
 from batch_platform.core.pipelines import defs_folder, find_pipeline
 from batch_platform.core.verifying import Verification
 from batch_platform.core.verifying import verify as look
-from batch_platform.settings import Settings, project_root
+from batch_platform.settings import ROOT_VARIABLE, Settings, project_root
 
 
 @click.command()
@@ -19,7 +19,8 @@ from batch_platform.settings import Settings, project_root
 def verify(pipeline: str, partition: str | None, rebuild: bool, as_json: bool) -> None:
     """Recompute everything from the files: rows from stage to stage, digests, receipts and the chain of commits.
 
-    Every byte is read, history included. Exit code 1 where something is lost, doubled or altered.
+    Every byte is read, history included. Exit code 1 where something is lost, doubled or altered, 2 where nothing is
+    there to be verified.
     """
     settings = Settings.from_env()
     spec = find_pipeline(defs_folder(), pipeline)
@@ -27,10 +28,14 @@ def verify(pipeline: str, partition: str | None, rebuild: bool, as_json: bool) -
     click.echo(json.dumps({"ok": found.ok, **asdict(found)}, indent=2) if as_json else _text(pipeline, found))
     if not found.ok:
         raise SystemExit(1)
+    if not found.partitions:
+        raise SystemExit(2)
 
 
 def _text(pipeline: str, found: Verification) -> str:
     rows = ", ".join(f"{count} {table}" for table, count in sorted(found.rows.items())) or "none"
+    if found.ok and not found.partitions:
+        return f"{pipeline}: nothing is committed here: look at {ROOT_VARIABLE} and the partition's key"
     verdict = "all is well" if found.ok else f"{len(found.problems)} PROBLEMS"
     lines = [
         f"{pipeline}: {verdict}: {found.partitions} partitions, {found.files} files read, "

@@ -57,6 +57,7 @@ def test_list_and_show(project: Project) -> None:
         (["quarantine", "redrive", "mini", "--partition", "1999-01-01"], "1999-01-01"),
         (["verify", "maxi"], "no pipeline 'maxi'; there are: mini"),
         (["verify", "mini", "--partition", "1999-01-01"], "1999-01-01"),
+        (["verify", "mini", "--partition", "2026-01-05"], "nothing is committed here"),
     ],
 )
 def test_wrong_input_is_one_line(project: Project, words: list[str], message: str) -> None:

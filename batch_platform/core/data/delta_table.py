@@ -20,7 +20,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
-from batch_platform.core.data.objects import ObjectPath
+from batch_platform.core.data.objects import ObjectPath, told
 from batch_platform.errors import StorageError
 
 RECEIPT = "receipt"  # name of our entry in a commit's metadata
@@ -29,7 +29,6 @@ _CONFIGURATION = {
     "delta.logRetentionDuration": "interval 36500 days",
     "delta.enableExpiredLogCleanup": "false",
 }
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _COMMIT = re.compile(r"\d{20}\.json")
 
 
@@ -67,7 +66,7 @@ class DeltaFolder:
                 self._handle = None
                 if self._mend():
                     return self._refreshed()
-                raise StorageError(f"the table {self.folder} cannot be opened: {plain(error)}") from error
+                raise StorageError(f"the table {self.folder} cannot be opened: {told(error)}") from error
 
     def _refreshed(self) -> DeltaTable | None:
         if self._handle is not None:
@@ -222,9 +221,4 @@ def _is_parquet(path: Path) -> bool:
     return True
 
 
-def plain(error: Exception) -> str:
-    """An error of delta-rs on one line: it writes a coloured tree of causes."""
-    return " ".join(_COLOUR.sub("", str(error)).split())
-
-
-__all__ = ["RECEIPT", "CommitFailedError", "DeltaError", "DeltaFolder", "plain"]
+__all__ = ["RECEIPT", "CommitFailedError", "DeltaError", "DeltaFolder"]

@@ -21,8 +21,9 @@ from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Tr
 from deltalake.transaction import AddAction, RemoveAction
 
 from batch_platform.core.data import files
-from batch_platform.core.data.delta_table import RECEIPT, CommitFailedError, DeltaError, DeltaFolder, plain
+from batch_platform.core.data.delta_table import RECEIPT, CommitFailedError, DeltaError, DeltaFolder
 from batch_platform.core.data.files import Location
+from batch_platform.core.data.objects import told
 from batch_platform.core.data.staging import StagedFile, read_files
 from batch_platform.core.layout import Layout
 from batch_platform.errors import StorageError, SupersededError
@@ -310,7 +311,7 @@ class Lake:
                 time.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
         raise StorageError(
-            f"{self._about(slot)}: {_COMMIT_TRIES} commits in a row met another writer's ({rival and plain(rival)}); run it "
+            f"{self._about(slot)}: {_COMMIT_TRIES} commits in a row met another writer's ({rival and told(rival)}); run it "
             "again when there are fewer writers"
         )
 
@@ -434,7 +435,7 @@ class Lake:
 
     def _failed(self, slot: Slot, error: Exception) -> StorageError:
         return StorageError(
-            f"{self._about(slot)}: writing under {self.layout.root} failed: {plain(error)}; nothing was committed. "
+            f"{self._about(slot)}: writing under {self.layout.root} failed: {told(error)}; nothing was committed. "
             "Free some space or mend the permissions, then run the partition again"
         )
 

@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 from batch_platform.errors import SettingsError, StorageError
 
+# Of the tree of causes that delta-rs writes.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _PLAIN = re.compile(r"[A-Za-z0-9._/-]*")
 _PAUSES_SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 5, 5)
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -150,11 +152,19 @@ class Bucket:
         try:
             yield
         except BaseError as error:
-            cause = " ".join(str(error).split())[:600]
             raise StorageError(
-                f"s3://{self.name}/{key}: {type(error).__name__}: {cause}; check endpoint, credentials and "
+                f"s3://{self.name}/{key}: {type(error).__name__}: {told(error)}; check endpoint, credentials and "
                 "permissions, then run it again"
             ) from error
+
+
+def told(error: Exception) -> str:
+    """What a client of object storage says, on one line: the store's own code and message where there are any."""
+    text = _COLOUR.sub("", str(error))
+    code, message = (re.search(f"<{name}>([^<]+)</{name}>", text) for name in ("Code", "Message"))
+    if code is None:
+        return " ".join(text.split())[:600]
+    return f"{code[1]}: {message[1]}" if message is not None else code[1]
 
 
 @cache
