@@ -201,7 +201,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m batch_platform.core.inference", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder with the model's files")
-    parser.add_argument("--flavor", required=True, help="transformers, torch, lightgbm or xgboost")
+    parser.add_argument("--flavor", required=True, help="transformers, torch, lightgbm, xgboost or onnx")
     parser.add_argument("--task", required=True, choices=["embedding", "classification", "regression"])
     parser.add_argument("--input", type=Path, required=True, help="Parquet file to score")
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")

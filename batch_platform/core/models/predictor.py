@@ -17,7 +17,7 @@ from batch_platform.core.models import outputs
 from batch_platform.core.models.signature import ModelSignature, Pooling, Task
 from batch_platform.errors import BatchPlatformError, ModelError, SignatureError
 
-Flavor = Literal["transformers", "torch", "lightgbm", "xgboost"]
+Flavor = Literal["transformers", "torch", "lightgbm", "xgboost", "onnx"]
 FLAVORS: tuple[str, ...] = get_args(Flavor)
 SIGNATURE_FILE = "signature.json"
 
