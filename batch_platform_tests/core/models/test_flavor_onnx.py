@@ -77,7 +77,7 @@ def test_the_engine_gives_what_onnxruntime_gives(models, kind, is_zipped):
         assert result.failures == []
         assert result.outputs["row_key"].to_pylist() == shard["row_key"].to_pylist()
         got = tree_bench.numbers(result.outputs, signature)
-        assert got == pytest.approx(wanted, rel=1e-6, abs=1e-7)
+        assert got == pytest.approx(wanted, rel=1e-6, abs=1e-6)
         if kind != "regression":
             assert result.outputs["label"].to_pylist() == labels
 
@@ -101,7 +101,7 @@ def test_a_model_is_registered_with_golden_rows_and_scored_from_the_registry(mod
         version.path.parent, "onnx", tree_bench.table(values, names), tmp_path, signature.task
     )
     assert (code, errors) == (0, "")
-    assert tree_bench.numbers(outputs, signature) == pytest.approx(wanted, rel=1e-6, abs=1e-7)
+    assert tree_bench.numbers(outputs, signature) == pytest.approx(wanted, rel=1e-6, abs=1e-6)
     with pytest.raises(ModelError, match="golden values differ"):
         register(answers[:40][::-1])
 
