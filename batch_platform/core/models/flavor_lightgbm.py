@@ -68,7 +68,7 @@ def load(folder: Path, signature: ModelSignature, device: str, dtype: str) -> Li
     columns, categories = _fit(found, signature)
     matrix.check_place("lightgbm", device, dtype)
     try:
-        booster = lightgbm.Booster(model_file=str(found.path))
+        booster = lightgbm.Booster(model_str=found.content)
     except lightgbm.basic.LightGBMError as error:
         raise ModelError(f"{found.path}: cannot be loaded ({error}): copy it again") from None
     return LightGBMPredictor(booster, columns, categories, signature)

@@ -70,9 +70,7 @@ def load(folder: Path, signature: ModelSignature, device: str, dtype: str) -> XG
     matrix.check_place("xgboost", device, dtype)
     try:
         booster = xgboost.Booster()
-        booster.load_model(found.path)
-        # The names were compared with the signature's; the arrays that follow have none.
-        booster.feature_names = booster.feature_types = None
+        booster.load_model(bytearray(found.content))
     except xgboost.core.XGBoostError as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(

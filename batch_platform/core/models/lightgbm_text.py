@@ -1,13 +1,14 @@
 """LightGBM's text format: what a `model.txt` says about itself, and whether its trees are trees.
 
-It decides which files LightGBM gets to see: its reader trusts the sizes and the numbers in the file, and a
-wrong one ends the process. It needs numpy only, so that describing and registering a model is quick.
+It decides what LightGBM gets to see: its reader trusts the sizes and the numbers in the file, and a wrong
+one ends the process. So a model is written anew of the parts that were checked, without the parameters and
+statistics of its training. It needs numpy only, so that describing and registering a model is quick.
 """
 
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,16 @@ from batch_platform.errors import ModelError
 MODEL_FILE = "model.txt"
 MAX_BYTES = 2**30
 _END = "end of trees"
-# What a block of a tree may say; the arrays have one value for each inner node or leaf, as the numbers say.
-_INNER = {"split_feature", "split_gain", "threshold", "decision_type", "left_child", "right_child",
-          "internal_value", "internal_weight", "internal_count"}  # fmt: skip
-_LEAVES = {"leaf_value", "leaf_weight", "leaf_count"}
-_NEEDED = {"split_feature", "threshold", "decision_type", "left_child", "right_child", "leaf_value"}
-_OTHER = {"num_leaves", "num_cat", "cat_boundaries", "cat_threshold", "is_linear", "shrinkage"}
+# What is read of a tree, and how it is spelled: one value for each inner node, or for each leaf.
+_INNER = ("split_feature", "threshold", "decision_type", "left_child", "right_child")
+_CATEGORIES = ("cat_boundaries", "cat_threshold")
+_WORD = r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?|-?nan|-?inf"
+_REALS = re.compile(rf"(?:{_WORD})(?: (?:{_WORD}))*")
+_INTEGERS = re.compile(r"-?\d{1,10}(?: -?\d{1,10})*")
+_OBJECTIVE = re.compile(r"(?:[a-z0-9_]+(?: [a-z_]+(?::[-+.e0-9]+)?)*)?")
+_VERSION = re.compile(r"v[2-4](\.\d)?")
 _IS_CATEGORICAL = 1  # bit of a decision type
+_MOST_DECISION = 11  # two bits, and three ways to treat what is missing
 _PLACEHOLDER = re.compile(r"Column_\d+")
 
 
@@ -41,6 +45,7 @@ class LightGBMFile:
         categories: the values of each column that was categorical in pandas, in the order of the columns.
         objective: its name; empty where the model has none.
         classes: numbers that it gives for a row; 1 for two classes.
+        content: the model to be loaded, with nothing in it that was not checked.
     """
 
     path: Path
@@ -50,6 +55,7 @@ class LightGBMFile:
     categories: tuple[tuple[str, ...], ...]
     objective: str
     classes: int
+    content: str = ""
 
     @property
     def task(self) -> Task:
@@ -102,9 +108,11 @@ def _read(path: Path, text: str) -> LightGBMFile:
         classes=int(values["num_class"]),
     )
     _check_head(found, values, options, [len(block.encode()) for block in blocks])
-    for number, block in enumerate(blocks):
-        _check_block(f"{path}: tree {number}", _values(block), len(found.columns))
-    return found
+    trees = [
+        _checked_tree(f"{path}: tree {number}", _values(block), len(found.columns))
+        for number, block in enumerate(blocks)
+    ]
+    return replace(found, content=_written(found, values, head, trees))
 
 
 def _values(block: str) -> dict[str, str]:
@@ -139,9 +147,10 @@ def _check_head(found: LightGBMFile, values: Mapping[str, str], options: list[st
         raise ValueError("the number of feature names is not that of the features")
     if len(set(found.columns)) < len(found.columns):
         raise ValueError("a feature name is there twice")
-    # LightGBM jumps to where these sizes lead.
-    if sizes != [int(size) for size in values["tree_sizes"].split()]:
+    if "tree_sizes" in values and sizes != [int(size) for size in values["tree_sizes"].split()]:
         raise ModelError(f"{found.path}: its trees are not of the sizes that it says: copy it again")
+    if not _OBJECTIVE.fullmatch(values.get("objective", "")) or not _VERSION.fullmatch(values["version"]):
+        raise ValueError("its version or objective is not known")
     if int(values["num_tree_per_iteration"]) != found.classes or found.classes < 1:
         raise ValueError("num_class and num_tree_per_iteration differ")
     if len(sizes) % found.classes:
@@ -153,55 +162,89 @@ def _check_head(found: LightGBMFile, values: Mapping[str, str], options: list[st
         raise ValueError("a binary objective with more than one tree an iteration")
 
 
-def _check_block(about: str, values: Mapping[str, str], columns: int) -> None:
+def _checked_tree(about: str, values: Mapping[str, str], columns: int) -> str:
+    """The tree, with the parts that computing needs and no others."""
     if values.get("is_linear", "0") != "0":
         raise ModelError(f"{about} has linear leaves, which are not supported: train with linear_tree=false")
-    unknown = set(values) - {"Tree"} - _INNER - _LEAVES - _OTHER
-    if unknown:
-        raise ModelError(f"{about} says {sorted(unknown)[0]!r}, which is not known")
-    leaves = int(values["num_leaves"])
-    if leaves < 1:
+    leaves, categories = int(values["num_leaves"]), int(values.get("num_cat", 0))
+    if leaves < 1 or categories < 0:
         raise ValueError("a tree without leaves")
-    for name in values.keys() & (_LEAVES if leaves == 1 else _LEAVES | _INNER):
-        asked = leaves if name in _LEAVES else leaves - 1
-        if values[name] and len(values[name].split()) != asked:
-            raise ModelError(f"{about}: {name} has {len(values[name].split())} values instead of {asked}")
-    needed = {"leaf_value"} if leaves == 1 else _NEEDED
-    if not all(values.get(name) for name in needed):
-        raise ModelError(f"{about} lacks {sorted(name for name in needed if not values.get(name))[0]}")
+    names = ["leaf_value"] if leaves == 1 else ["leaf_value", *_INNER]
+    for name in names:
+        asked, found = leaves if name == "leaf_value" else leaves - 1, len(values.get(name, "").split())
+        if found != asked:
+            raise ModelError(f"{about}: {name} has {found} values instead of {asked}")
+    _real(values["leaf_value"])
     if leaves > 1:
         _check_splits(about, values, leaves, columns)
+        _check_categories(about, values, categories)
+    lines = [f"num_leaves={leaves}", f"num_cat={categories if leaves > 1 else 0}"]
+    names += _CATEGORIES if leaves > 1 and categories else ()
+    lines += [f"{name}={values[name]}" for name in names]
+    shrinkage = values.get("shrinkage", "1")
+    _real(shrinkage)
+    return "\n".join([*lines, "is_linear=0", f"shrinkage={shrinkage}"])
 
 
 def _check_splits(about: str, values: Mapping[str, str], leaves: int, columns: int) -> None:
-    children = np.concatenate([_integers(values["left_child"]), _integers(values["right_child"])])
+    children = np.concatenate([_whole(values["left_child"]), _whole(values["right_child"])])
+    if ((children >= leaves - 1) | (~children >= leaves)).any():
+        raise ModelError(f"{about}: has a child that is not among its {2 * leaves - 1} nodes")
     # Leaf n is written as ~n; here leaves come after the inner nodes.
     below = np.where(children < 0, leaves - 2 - children, children)
-    misplaced = (children >= leaves - 1) | (~children >= leaves)
-    if misplaced.any():
-        raise ModelError(f"{about}: has a child that is not among its {2 * leaves - 1} nodes")
-    check_tree(about, below, _integers(values["split_feature"]), 2 * leaves - 1, columns)
-    np.array(values["threshold"].split(), np.float64)
-    np.array(values["leaf_value"].split(), np.float64)
-    categorical = (_integers(values["decision_type"]) & _IS_CATEGORICAL).astype(bool)
-    count = int(values.get("num_cat", 0))
-    if categorical.any() or count:
-        _check_categories(about, values, categorical, count)
+    check_tree(about, below, _whole(values["split_feature"]), 2 * leaves - 1, columns)
+    decisions = _whole(values["decision_type"])
+    if ((decisions < 0) | (decisions > _MOST_DECISION)).any():
+        raise ModelError(f"{about}: decides in a way that is not known")
+    _real(values["threshold"])
 
 
-def _check_categories(about: str, values: Mapping[str, str], categorical: np.ndarray, count: int) -> None:
-    bounds, bits = _integers(values["cat_boundaries"]), _integers(values["cat_threshold"])
-    places = np.array(values["threshold"].split(), np.float64)[categorical]
+def _check_categories(about: str, values: Mapping[str, str], count: int) -> None:
+    categorical = (_whole(values["decision_type"]) & _IS_CATEGORICAL).astype(bool)
+    if not count and not categorical.any():
+        return
+    bounds, bits = _whole(values["cat_boundaries"]), _whole(values["cat_threshold"])
+    places = _real(values["threshold"])[categorical]
     right = (
         len(bounds) == count + 1
         and bounds[0] == 0
         and (np.diff(bounds) >= 0).all()
         and bounds[-1] == len(bits)
+        and ((bits >= 0) & (bits < 2**32)).all()
         and ((places >= 0) & (places < count)).all()
     )
     if not right:
         raise ModelError(f"{about}: its categories are not where its splits look for them")
 
 
-def _integers(text: str) -> np.ndarray:
-    return np.array(text.split(), np.int64)
+def _written(found: LightGBMFile, values: Mapping[str, str], head: str, trees: list[str]) -> str:
+    """The model anew, of what was checked."""
+    blocks = [f"Tree={number}\n{tree}\n\n\n" for number, tree in enumerate(trees)]
+    width = len(found.columns)
+    lines = [
+        "tree",
+        f"version={values['version']}",
+        f"num_class={found.classes}",
+        f"num_tree_per_iteration={found.classes}",
+        "label_index=0",
+        f"max_feature_idx={width - 1}",
+        f"objective={values['objective']}" if found.objective else "",
+        "average_output" if "\naverage_output\n" in head else "",
+        "feature_names=" + " ".join(f"Column_{place}" for place in range(width)),
+        "feature_infos=" + " ".join(["none"] * width),
+        "tree_sizes=" + " ".join(str(len(block)) for block in blocks),
+    ]
+    start = "\n".join(line for line in lines if line)
+    return f"{start}\n\n{''.join(blocks)}{_END}\n\npandas_categorical:null\n"
+
+
+def _whole(text: str) -> np.ndarray:
+    if not _INTEGERS.fullmatch(text):
+        raise ValueError(f"not whole numbers: {text[:40]!r}")
+    return np.array(text.split(" "), np.int64)
+
+
+def _real(text: str) -> np.ndarray:
+    if not _REALS.fullmatch(text):
+        raise ValueError(f"not numbers: {text[:40]!r}")
+    return np.array(text.split(" "), np.float64)

@@ -1,12 +1,13 @@
 """XGBoost's JSON format: what a `model.json` says about itself, and whether its trees are trees.
 
-It decides which files XGBoost gets to see: it follows the numbers in the file, and a wrong one ends the
-process. It needs numpy only, so that describing and registering a model is quick.
+It decides what XGBoost gets to see: its reader follows the numbers in the file, and a wrong one ends the
+process. So a model is written anew of the parts that were checked. It needs numpy only, so that describing
+and registering a model is quick.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ _CLASSIFIERS = {
     "binary:logistic": True, "binary:logitraw": False, "multi:softprob": True, "multi:softmax": False
 }  # fmt: skip
 _REFUSED = ("binary:hinge", "rank:", "survival:")
-_NODE_ARRAYS = ("left_children", "right_children", "split_indices", "split_conditions", "default_left")
+# What a tree says of each of its nodes.
+_WHOLE = ("left_children", "right_children", "split_indices", "default_left", "split_type")
+_REAL = ("split_conditions", "base_weights", "sum_hessian", "loss_changes")
+_NO_PARENT = 2**31 - 1
 _MOST_CATEGORIES = 2**24  # XGBoost's own bound
 _TYPES = {"i": "boolean"}  # of pandas; every other number is read as one
 
@@ -39,6 +43,7 @@ class XGBoostFile:
         width: number of columns.
         objective: its name.
         classes: labels of a classification, 1 for anything else.
+        content: the model to be loaded, with nothing in it that was not checked.
         iterations: so many rounds of trees are to be used, 0 for all, as the library does by itself.
     """
 
@@ -49,6 +54,7 @@ class XGBoostFile:
     objective: str
     classes: int
     iterations: int
+    content: bytes = b""
 
     @property
     def task(self) -> Task:
@@ -85,14 +91,15 @@ def read(folder: Path) -> XGBoostFile:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error}): copy it again") from None
     try:
-        return _read(path, values["learner"])
+        return _read(path, values)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ModelError(
             f"{path}: is no XGBoost model, or was altered ({type(error).__name__}: {error})"
         ) from None
 
 
-def _read(path: Path, learner: Mapping[str, Any]) -> XGBoostFile:
+def _read(path: Path, values: Mapping[str, Any]) -> XGBoostFile:
+    learner = values["learner"]
     objective = learner["objective"]["name"]
     if objective.startswith(_REFUSED):
         raise ModelError(
@@ -111,8 +118,9 @@ def _read(path: Path, learner: Mapping[str, Any]) -> XGBoostFile:
         iterations=_iterations(learner.get("attributes", {})),
     )
     _check_head(found, learner, groups, is_multiclass)
-    _check_trees(found, _booster(path, learner["gradient_booster"]), groups)
-    return found
+    model = _booster(path, learner["gradient_booster"])
+    trees = _checked_trees(found, model, groups)
+    return replace(found, content=_written(values, groups, model, trees))
 
 
 def _iterations(attributes: Mapping[str, str]) -> int:
@@ -151,7 +159,8 @@ def _check_head(found: XGBoostFile, learner: Mapping[str, Any], groups: int, is_
         raise ValueError("a feature name is there twice")
 
 
-def _check_trees(found: XGBoostFile, model: Mapping[str, Any], groups: int) -> None:
+def _checked_trees(found: XGBoostFile, model: Mapping[str, Any], groups: int) -> list[dict[str, Any]]:
+    """The trees, each with the parts that XGBoost reads and no others."""
     trees, places = model["trees"], _integers(model["tree_info"])
     if int(model["gbtree_model_param"]["num_trees"]) != len(trees) or len(places) != len(trees):
         raise ValueError("num_trees is not the number of trees")
@@ -166,35 +175,56 @@ def _check_trees(found: XGBoostFile, model: Mapping[str, Any], groups: int) -> N
         raise ModelError(
             f"{found.path}: has categories of its own, which are not supported: train on codes that the recipe makes"
         )
-    for number, tree in enumerate(trees):
-        _check_tree(f"{found.path}: tree {number}", tree, found.width)
+    return [
+        _checked_tree(f"{found.path}: tree {number}", number, tree, found.width)
+        for number, tree in enumerate(trees)
+    ]
 
 
-def _check_tree(about: str, tree: Mapping[str, Any], columns: int) -> None:
+def _checked_tree(about: str, number: int, tree: Mapping[str, Any], columns: int) -> dict[str, Any]:
     nodes = int(tree["tree_param"]["num_nodes"])
     if int(tree["tree_param"].get("size_leaf_vector", 1)) > 1:
         raise ModelError(f"{about} has leaves with several values, which are not supported")
     if nodes < 1:
         raise ValueError("a tree without nodes")
-    for name in _NODE_ARRAYS:
-        if len(tree[name]) != nodes:
-            raise ModelError(f"{about}: {name} has {len(tree[name])} values instead of {nodes}")
-    left, right = _integers(tree["left_children"]), _integers(tree["right_children"])
+    kept = {name: tree.get(name, [0] * nodes) for name in (*_WHOLE, *_REAL)}
+    for name, values in kept.items():
+        if len(values) != nodes:
+            raise ModelError(f"{about}: {name} has {len(values)} values instead of {nodes}")
+    left, right = _integers(kept["left_children"]), _integers(kept["right_children"])
     inner = left != -1
     if ((right != -1) != inner).any():
         raise ModelError(f"{about}: has a node with one child")
     children = np.concatenate([left[inner], right[inner]])
-    check_tree(about, children, _integers(tree["split_indices"])[inner], nodes, columns)
-    np.array(tree["split_conditions"], np.float64)
-    kinds = _integers(tree.get("split_type", [0] * nodes))
-    _check_categories(about, tree, np.flatnonzero(inner & (kinds == 1)), nodes)
+    check_tree(about, children, _integers(kept["split_indices"])[inner], nodes, columns)
+    if not np.isin(_integers(kept["default_left"]), (0, 1)).all():
+        raise ValueError("default_left is neither 0 nor 1")
+    for name in _REAL:
+        if np.asarray(kept[name]).dtype.kind not in "iuf":
+            raise ValueError(f"{name} holds something else than numbers")
+    parents = np.full(nodes, _NO_PARENT)
+    parents[children] = np.tile(np.flatnonzero(inner), 2)
+    categorical = inner & (_integers(kept["split_type"]) == 1)
+    return {
+        **kept,
+        **_checked_categories(about, tree, np.flatnonzero(categorical), nodes),
+        "split_type": categorical.astype(int).tolist(),
+        "parents": parents.tolist(),
+        "id": number,
+        "tree_param": {
+            "num_deleted": "0",
+            "num_feature": str(columns),
+            "num_nodes": str(nodes),
+            "size_leaf_vector": "1",
+        },
+    }
 
 
-def _check_categories(about: str, tree: Mapping[str, Any], splits: np.ndarray, nodes: int) -> None:
-    values, places, starts, sizes = (
-        _integers(tree.get(name, []))
-        for name in ("categories", "categories_nodes", "categories_segments", "categories_sizes")
-    )
+def _checked_categories(
+    about: str, tree: Mapping[str, Any], splits: np.ndarray, nodes: int
+) -> dict[str, list[int]]:
+    names = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
+    values, places, starts, sizes = (_integers(tree.get(name, [])) for name in names)
     right = (
         len(places) == len(starts) == len(sizes)
         and np.isin(splits, places).all()
@@ -205,6 +235,48 @@ def _check_categories(about: str, tree: Mapping[str, Any], splits: np.ndarray, n
     )
     if not right:
         raise ModelError(f"{about}: its categories are not where its splits look for them")
+    return {name: tree.get(name, []) for name in names}
+
+
+def _written(
+    values: Mapping[str, Any], groups: int, model: Mapping[str, Any], trees: list[dict[str, Any]]
+) -> bytes:
+    """The model anew, of what was checked."""
+    learner = values["learner"]
+    shape = learner["learner_model_param"]
+    numbers = json.loads(shape["base_score"].lower())
+    if len(numbers if isinstance(numbers, list) else [numbers]) not in (1, groups):
+        raise ValueError("base_score is not one number for each class")
+    kept = {
+        "cats": {"enc": [], "feature_segments": [], "sorted_idx": []},
+        "gbtree_model_param": {
+            "num_parallel_tree": str(int(model["gbtree_model_param"].get("num_parallel_tree", 1))),
+            "num_trees": str(len(trees)),
+        },
+        "tree_info": model["tree_info"],
+        "trees": trees,
+    }
+    if "iteration_indptr" in model:
+        kept["iteration_indptr"] = model["iteration_indptr"]
+    booster: dict[str, Any] = {"model": kept, "name": "gbtree"}
+    if learner["gradient_booster"]["name"] == "dart":
+        weights = [float(weight) for weight in learner["gradient_booster"]["weight_drop"]]
+        booster = {"gbtree": booster, "name": "dart", "weight_drop": weights}
+    anew = {
+        "attributes": {},
+        "feature_names": [],
+        "feature_types": [],
+        "gradient_booster": booster,
+        "learner_model_param": {
+            "base_score": shape["base_score"],
+            "boost_from_average": "1",
+            "num_class": str(int(shape["num_class"])),
+            "num_feature": str(int(shape["num_feature"])),
+            "num_target": "1",
+        },
+        "objective": learner["objective"],
+    }
+    return json.dumps({"learner": anew, "version": values["version"]}).encode()
 
 
 def _integers(values: Sequence[int]) -> np.ndarray:

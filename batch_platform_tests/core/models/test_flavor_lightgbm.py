@@ -193,8 +193,6 @@ def _in_first_tree(name, change):
         head, tree, rest = text.partition("\nTree=0\n")
         line = re.search(rf"^{name}=(.*)$", rest, re.MULTILINE)
         new = change(line[1].split())
-        # Of the same length, so that the sizes of the trees still hold.
-        new = new.ljust(len(line[1])) if len(new) <= len(line[1]) else new
         rest = rest[: line.start(1)] + new + rest[line.end(1) :]
         grown = len(new) - len(line[1])
         sizes = re.sub(r"tree_sizes=(\d+)", lambda found: f"tree_sizes={int(found[1]) + grown}", head)
