@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from batch_platform.core import featurizing, landing, scoring
 from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.staging import stage
+from batch_platform.core.inference.batching import shard_rows
 from batch_platform.core.inference.engine import Engine
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.registry import RegisteredVersion, Registry
@@ -170,7 +171,7 @@ def memory(rows: int) -> None:
         slice_ = prepared(folder, spec)
         engine = scoring.load_engine(version, spec)
         watch = Watch()
-        last = -(-rows // spec.inference.shard_rows)
+        last = -(-rows // shard_rows(spec.inference.shard_rows, version.signature))
         finished = 0
 
         def progress(line: str) -> None:

@@ -32,7 +32,7 @@ def models() -> None:
 @models.command()
 @click.argument("name")
 @click.argument("folder", metavar="DIR", type=_FOLDER)
-@click.option("--flavor", required=True, help="transformers or torch.")
+@click.option("--flavor", required=True, help="transformers, torch, lightgbm, xgboost or onnx.")
 @click.option("--task", type=click.Choice(["classification", "regression", "embedding"]))
 @click.option("--labels", help="Labels in the order of the logits, separated by commas.")
 @click.option("--positive-class", help="Of two labels, the one whose probability is the score.")

@@ -20,6 +20,7 @@ from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger, discard_shards
 from batch_platform.core.data.staging import read_files, stage
+from batch_platform.core.inference.batching import shard_rows
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
@@ -178,7 +179,7 @@ def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
     decision = slice_.spec.decision
     parameters = {
         **engine.plan.to_dict(),
-        "shard_rows": slice_.spec.inference.shard_rows,
+        "shard_rows": shard_rows(slice_.spec.inference.shard_rows, signature),
         "positive_class": signature.positive_class,
         "decision": None if decision is None else decision.model_dump(),
     }
@@ -278,7 +279,7 @@ def _rows_to_score(work: Work) -> int:
 
 def _cut(slice_: Slice, work: Work) -> Iterator[pa.Table]:
     """The features to score in their committed order, `shard_rows` at a time."""
-    size = slice_.spec.inference.shard_rows
+    size = work.parameters["shard_rows"]
     held: list[pa.RecordBatch] = []
     rows = 0
     batches = slice_.lake.batches("features", slice_.key)

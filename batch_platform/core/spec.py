@@ -236,7 +236,10 @@ class InferenceSpec(_Section):
     batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Rows of a batch of a tabular model."
     )
-    shard_rows: int = Field(8192, ge=1, description="Rows of a shard, the unit of resume.")
+    shard_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Rows of a shard, the unit of resume. auto: 8192 texts, or more rows of numbers, by columns.",
+    )
     batch_timeout: float = Field(
         600.0,
         gt=0.0,

@@ -41,7 +41,7 @@ attributes:
   #   dtype: auto             # auto | float32 | bfloat16 | float16
   #   batch_tokens: auto
   #   batch_rows: auto
-  #   shard_rows: 8192
+  #   shard_rows: auto
   #   max_error_share: 0.01   # more quarantined rows than this fail the partition
 
   # labels: {uri: "data/NAME/labels/{partition}.parquet", row_key: id, column: label, horizon_days: 30}

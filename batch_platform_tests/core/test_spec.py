@@ -53,7 +53,7 @@ def test_only_partitions_source_and_model_are_needed() -> None:
     assert (spec.model.alias, spec.model.challenger) == ("champion", None)
     assert (spec.inference.device, spec.inference.shard_rows, spec.inference.max_error_share) == (
         "auto",
-        8192,
+        "auto",
         0.01,
     )
     assert spec.inference.batch_timeout == 600
@@ -139,7 +139,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("features.recipe", "os:system('x')", "features.recipe: String should match pattern"),
     ("inference.device", "tpu", "inference.device: Input should be 'auto', 'cpu' or 'cuda'"),
     ("inference.dtype", "int8", "inference.dtype: Input should be 'auto'"),
-    ("inference.shard_rows", 0, "inference.shard_rows: Input should be greater than or equal to 1"),
+    (
+        "inference.shard_rows",
+        0,
+        "inference.shard_rows.constrained-int: Input should be greater than or equal to 1",
+    ),
     ("inference.batch_timeout", 0, "inference.batch_timeout: Input should be greater than 0"),
     ("inference.batch_timeout", 1e6, "inference.batch_timeout: Input should be less than or equal to 86400"),
     ("inference.batch_timeout", float("inf"), "inference.batch_timeout: Input should be less than or"),
@@ -197,7 +201,7 @@ def test_a_cron_that_never_happens() -> None:
 
 def test_all_mistakes_are_told_at_once() -> None:
     attributes = changed("colour", "red")
-    attributes["inference"] = {"shard_rows": 0}
+    attributes["inference"] = {"max_error_share": 2}
     with pytest.raises(PipelineFileError) as caught:
         parse_spec(attributes, "p")
     assert len(str(caught.value).splitlines()) == 2

@@ -58,7 +58,9 @@ def make_partition(folder: Path, key: str, run_id: str, hold: bool = False, alia
         featurizing.featurize_partition(slice_)
         model = Registry(settings.root).resolve(spec.model.name, alias)
         engine = scoring.load_engine(model, spec)
-        total = -(-slice_.committed("features").rows // spec.inference.shard_rows)
+        total = -(
+            -slice_.committed("features").rows // scoring.pin(slice_, model, engine).parameters["shard_rows"]
+        )
         finished = 0
 
         def progress(line: str) -> None:

@@ -1,6 +1,6 @@
 """`python -m batch_platform.core.inference`: one Parquet file through one model folder, by itself.
 
-It needs torch, transformers and pyarrow, nothing else of the platform. Rows are read, scored and written
+It needs pyarrow and the libraries of the model's flavor, nothing else of the platform. Rows are read, scored and written
 a shard at a time. Exit codes: 0 all rows scored; 1 some rows failed (the others are in the output, the
 failures on standard error and in --stats); 2 wrong usage or input, one line on standard error.
 """
@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from batch_platform.core.inference.batching import BatchPlan
+from batch_platform.core.inference.batching import BatchPlan, shard_rows
 from batch_platform.core.inference.computing import BATCH_TIMEOUT, Patience
 from batch_platform.core.inference.engine import KEY, Engine, RowFailure, ShardResult
 from batch_platform.core.inference.stats import RunStats
@@ -29,7 +29,8 @@ from batch_platform.errors import BatchPlatformError, SignatureError, SourceErro
 
 SHARD_ROWS = 8192
 SHARD_BYTES = 64 * 2**20
-_READ_ROWS = 512
+_READ_ROWS = 512  # texts
+_READ_NUMBERS = 65_536
 _SHOWN_FAILURES = 20
 _LISTED_FAILURES = 1000
 
@@ -67,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     folder, signature = _model(options)
-    if options.threads is not None:
+    if options.threads is not None and options.flavor in ("transformers", "torch"):
         import torch
 
         torch.set_num_threads(options.threads)
     batch_tokens = "auto" if options.batch_tokens is None else options.batch_tokens
-    plan = BatchPlan.of(signature, options.device, options.dtype, batch_tokens)
+    plan = BatchPlan.of(signature, options.device, options.dtype, batch_tokens, flavor=options.flavor)
     with _open(options.input) as source:
         key = _key_field(source, options)
         signature.check_features(source.schema_arrow)
@@ -136,22 +137,24 @@ def _shards(
 ) -> Iterator[pa.Table]:
     """Shards keyed by row number, as the file's own keys may be of any type; these go to `keys`."""
     columns = list(dict.fromkeys([key, *(column.name for column in signature.inputs)]))
-    for table in _tables(source, columns):
+    is_text = signature.text_column is not None
+    shard, read = (SHARD_ROWS, _READ_ROWS) if is_text else (shard_rows("auto", signature), _READ_NUMBERS)
+    for table in _tables(source, columns, shard, read):
         keys.append(table[key])
         numbers = pa.array([str(number) for number in range(table.num_rows)], pa.string())
         features = table.select([column.name for column in signature.inputs])
         yield features.append_column(KEY, numbers)
 
 
-def _tables(source: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Table]:
+def _tables(source: pq.ParquetFile, columns: list[str], most_rows: int, read_rows: int) -> Iterator[pa.Table]:
     held: list[pa.RecordBatch] = []
     rows = size = 0
     try:
-        for batch in source.iter_batches(batch_size=_READ_ROWS, columns=columns):
+        for batch in source.iter_batches(batch_size=read_rows, columns=columns):
             held.append(batch)
             rows += batch.num_rows
             size += batch.nbytes
-            if rows >= SHARD_ROWS or size >= SHARD_BYTES:
+            if rows >= most_rows or size >= SHARD_BYTES:
                 yield pa.Table.from_batches(held)
                 held, rows, size = [], 0, 0
     except (OSError, pa.ArrowException) as error:
@@ -198,7 +201,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m batch_platform.core.inference", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder with the model's files")
-    parser.add_argument("--flavor", required=True, help="transformers or torch")
+    parser.add_argument("--flavor", required=True, help="transformers, torch, lightgbm, xgboost or onnx")
     parser.add_argument("--task", required=True, choices=["embedding", "classification", "regression"])
     parser.add_argument("--input", type=Path, required=True, help="Parquet file to score")
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")

@@ -64,7 +64,7 @@ class Shard:
     failures: dict[int, tuple[str, str]]  # by number in the shard: error type, message
     seconds: float
     done: np.ndarray  # (prepared,) bool
-    raw: np.ndarray | None = None  # (prepared, width) float32, made when the width is known
+    raw: np.ndarray | None = None  # (prepared, width), made when width and type are known
     tokens: int = 0
     padded_tokens: int = 0
     batches: int = 0
@@ -81,7 +81,7 @@ class Shard:
             InferenceError: they are not one row of numbers, all of one width, for each row.
         """
         if self.raw is None and raw.ndim == 2:
-            self.raw = np.empty((len(self.done), raw.shape[1]), np.float32)
+            self.raw = np.empty((len(self.done), raw.shape[1]), raw.dtype)
         if self.raw is None or raw.shape != (len(batch), self.raw.shape[1]):
             raise InferenceError(f"the model gave an output of shape {raw.shape} for {len(batch)} rows")
         self.raw[batch] = raw
@@ -133,7 +133,7 @@ class BatchLoop:
         costs = shard.prepared.costs
         refused = [refusal.row for refusal in shard.prepared.refused]
         plan, row_did_not_fit = self._plan, False
-        waiting = cut(costs, np.setdiff1d(np.arange(len(costs)), refused), plan)[::-1]
+        waiting = cut(costs, np.delete(np.arange(len(costs)), refused), plan)[::-1]
         while waiting:
             batch = waiting.pop()
             error = self._try(shard, batch)

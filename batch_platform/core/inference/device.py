@@ -8,26 +8,41 @@ import resource
 
 from batch_platform.errors import InferenceError
 
+_CPU_ONLY = ("lightgbm", "xgboost")
 
-def resolve_device(asked: str) -> str:
+
+def resolve_device(asked: str, flavor: str = "torch") -> str:
     """The device for `auto`, `cpu` or `cuda`.
 
+    Args:
+        asked: what the pipeline says.
+        flavor: of the model; each has libraries of its own, and trees compute on the CPU.
+
     Raises:
-        InferenceError: CUDA is asked for and torch sees none.
+        InferenceError: CUDA is asked for and the flavor's library sees none.
     """
+    if asked not in ("auto", "cpu", "cuda"):
+        raise InferenceError(f"device {asked!r} is not known: use auto, cpu or cuda")
+    if asked == "cpu":
+        return asked
+    hindrance = _why_no_cuda(flavor)
+    if asked == "cuda" and hindrance is not None:
+        raise InferenceError(f"device: cuda is asked for and {hindrance}, or set device: auto or cpu")
+    return "cpu" if hindrance is not None else "cuda"
+
+
+def _why_no_cuda(flavor: str) -> str | None:
+    if flavor in _CPU_ONLY:
+        return f"a {flavor} model computes on the CPU: choose another flavor"
+    if flavor == "onnx":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            return "onnxruntime is the build for CPUs: install onnxruntime-gpu in its place"
+        return None
     import torch
 
-    available = torch.cuda.is_available()
-    if asked == "auto":
-        return "cuda" if available else "cpu"
-    if asked == "cuda" and not available:
-        raise InferenceError(
-            "device: cuda is asked for and torch sees no CUDA device here; "
-            "run where there is one, or set device: auto or cpu"
-        )
-    if asked not in ("cpu", "cuda"):
-        raise InferenceError(f"device {asked!r} is not known: use auto, cpu or cuda")
-    return asked
+    return None if torch.cuda.is_available() else "torch sees no CUDA device here; run where there is one"
 
 
 def resolve_dtype(asked: str, device: str, is_text: bool) -> str:
@@ -55,7 +70,7 @@ def resolve_dtype(asked: str, device: str, is_text: bool) -> str:
 
 def peak_memory_bytes(device: str) -> int:
     """Most memory held so far: by torch on a CUDA device, else by this process (resident)."""
-    if device == "cuda":
+    if device == "cuda" and _torch_has_cuda():
         import torch
 
         return int(torch.cuda.max_memory_allocated())
@@ -64,7 +79,7 @@ def peak_memory_bytes(device: str) -> int:
 
 def current_index(device: str) -> int | None:
     """Number of the CUDA device that this thread uses; None for the CPU."""
-    if device != "cuda":
+    if device != "cuda" or not _torch_has_cuda():
         return None
     import torch
 
@@ -77,3 +92,10 @@ def use_index(index: int | None) -> None:
         import torch
 
         torch.cuda.set_device(index)
+
+
+def _torch_has_cuda() -> bool:
+    # onnxruntime computes on CUDA also beside a torch that cannot.
+    import torch
+
+    return torch.cuda.is_available()

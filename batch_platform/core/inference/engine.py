@@ -86,7 +86,7 @@ class Engine:
             SignatureError: files and signature say different things.
             InferenceError: the device asked for is not there.
         """
-        plan = BatchPlan.from_spec(spec, signature)
+        plan = BatchPlan.from_spec(spec, signature, flavor=model.flavor)
         predictor = load_predictor(model.checked_folder(), model.flavor, signature, plan.device, plan.dtype)
         return cls(predictor, plan, Patience(batch_timeout=spec.batch_timeout))
 
@@ -220,7 +220,8 @@ class Engine:
         begun = time.perf_counter()
         named, rows = self._named(shard)
         _reconcile(rows, shard.failures, len(shard.keys))
-        outputs = pa.Table.from_batches([named]).add_column(0, KEY, shard.keys.take(pa.array(rows)))
+        keys = shard.keys if len(rows) == len(shard.keys) else shard.keys.take(pa.array(rows))
+        outputs = pa.Table.from_batches([named]).add_column(0, KEY, keys)
         failures = [
             RowFailure(shard.keys[row].as_py(), *shard.failures[row]) for row in sorted(shard.failures)
         ]
@@ -248,13 +249,15 @@ class Engine:
         rows = shard.prepared_rows[shard.done]
         if shard.raw is None:
             return pa.RecordBatch.from_pylist([], schema=signature.output_schema()), rows
-        raw = shard.raw[shard.done]
+        raw = shard.raw if len(rows) == len(shard.done) else shard.raw[shard.done]
         named = self.predictor.finish(raw)
         if named.schema != signature.output_schema() or named.num_rows != len(rows):
             raise InferenceError(
                 f"the model gave {named.num_rows} rows of {named.schema} for {len(rows)} rows"
             )
         bad = bad_rows(raw, named, signature)
+        if not bad:
+            return named, rows
         for place, message in bad.items():
             shard.failures[int(rows[place])] = ("InvalidOutput", message)
         good = np.setdiff1d(np.arange(len(rows)), np.fromiter(bad, np.int64, len(bad)))

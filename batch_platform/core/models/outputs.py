@@ -6,17 +6,19 @@ every flavor; it knows neither devices nor batches.
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.errors import SignatureError
 
 
-def columns(raw: np.ndarray, signature: ModelSignature) -> pa.RecordBatch:
+def columns(raw: np.ndarray, signature: ModelSignature, are_probabilities: bool = False) -> pa.RecordBatch:
     """Name a model's outputs.
 
     Args:
-        raw: (rows, width) float32: logits in the order of the labels, one prediction, or an embedding.
+        raw: (rows, width) float32 or float64: logits in the order of the labels, one prediction, or an embedding.
         signature: says which of these they are.
+        are_probabilities: of the labels, instead of logits; they are given on as they are.
 
     Returns:
         `rows` rows of `signature.output_schema()`.
@@ -26,7 +28,8 @@ def columns(raw: np.ndarray, signature: ModelSignature) -> pa.RecordBatch:
     """
     check_width(raw.shape[1], signature)
     if signature.task == "classification":
-        return _classification(raw, signature)
+        probabilities = raw.astype(np.float64, copy=False) if are_probabilities else softmax(raw)
+        return _classification(probabilities, raw.argmax(axis=1), signature)
     schema = signature.output_schema()
     if signature.task == "regression":
         return pa.record_batch([pa.array(raw[:, 0].astype(np.float64))], schema=schema)
@@ -49,12 +52,15 @@ def check_width(width: int, signature: ModelSignature) -> None:
         )
 
 
-def _classification(logits: np.ndarray, signature: ModelSignature) -> pa.RecordBatch:
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Logits as probabilities, (rows, labels) float64."""
     with np.errstate(invalid="ignore"):  # rows with NaN or inf are found by `bad_rows`
         shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf)
         exponents = np.exp(shifted)
-        probabilities = exponents / exponents.sum(axis=1, keepdims=True)  # (rows, labels) float64
-    best = logits.argmax(axis=1)
+        return exponents / exponents.sum(axis=1, keepdims=True)
+
+
+def _classification(probabilities: np.ndarray, best: np.ndarray, signature: ModelSignature) -> pa.RecordBatch:
     if signature.positive_class is not None:
         score = probabilities[:, signature.labels.index(signature.positive_class)]
     else:
@@ -96,9 +102,9 @@ def _faults(
     faults = [("the model's output is NaN or infinite", ~np.isfinite(raw).all(axis=1))]
     if signature.task == "classification":
         score = named.column("score").to_numpy(zero_copy_only=False)
-        labels = np.asarray(named.column("label").to_pylist(), dtype=object)
+        labels = pc.is_in(named.column("label"), value_set=pa.array(signature.labels, pa.string()))
         faults.append(("score is not within 0 and 1", ~((score >= 0) & (score <= 1))))
-        faults.append(("label is not one of the signature's", ~np.isin(labels, signature.labels)))
+        faults.append(("label is not one of the signature's", ~labels.to_numpy(zero_copy_only=False)))
         faults.append(
             (
                 "scores are not one number for each label",

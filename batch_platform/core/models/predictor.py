@@ -6,6 +6,7 @@ which flavors there are; it does not know how batches are cut.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,7 +17,7 @@ from batch_platform.core.models import outputs
 from batch_platform.core.models.signature import ModelSignature, Pooling, Task
 from batch_platform.errors import BatchPlatformError, ModelError, SignatureError
 
-Flavor = Literal["transformers", "torch"]
+Flavor = Literal["transformers", "torch", "lightgbm", "xgboost", "onnx"]
 FLAVORS: tuple[str, ...] = get_args(Flavor)
 SIGNATURE_FILE = "signature.json"
 
@@ -69,11 +70,11 @@ class Predictor(ABC):
             rows: (n,) int64, numbers of the rows, in any order.
 
         Returns:
-            (n, width) float32, in the order of `rows`.
+            (n, width) float32 or float64, in the order of `rows`.
         """
 
     def finish(self, raw: np.ndarray) -> pa.RecordBatch:
-        """Name the outputs: (rows, width) float32 -> rows of `signature.output_schema()`."""
+        """Name the outputs: (rows, width) -> rows of `signature.output_schema()`."""
         return outputs.columns(raw, self.signature)
 
     def release(self) -> None:
@@ -173,14 +174,8 @@ def check_flavor(flavor: str) -> None:
 
 
 def _module(flavor: str) -> Any:
-    # Imported when asked for: transformers and torch cost seconds.
-    if flavor == "transformers":
-        from batch_platform.core.models import flavor_transformers
-
-        return flavor_transformers
-    from batch_platform.core.models import flavor_torch
-
-    return flavor_torch
+    # Imported when asked for: the libraries cost seconds.
+    return import_module(f"batch_platform.core.models.flavor_{flavor}")
 
 
 def _first_line(error: Exception) -> str:

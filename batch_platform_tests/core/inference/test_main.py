@@ -89,7 +89,7 @@ def test_a_version_of_a_registry_is_scored_by_its_signature(folder, rows):
         ({"row-key": "key"}, "has no column 'key'"),
         ({"text-column": "content"}, "column 'content' (string) is missing"),
         ({"text-column": "more"}, "column 'more' is double"),
-        ({"flavor": "lightgbm"}, "'lightgbm' is not supported"),
+        ({"flavor": "catboost"}, "'catboost' is not supported"),
         ({"task": "regression"}, "not regression"),
         ({"input": "absent.parquet"}, "absent.parquet: cannot be read"),
         ({"model": "absent"}, "absent: is not a folder"),

@@ -126,8 +126,8 @@ def test_a_broken_weights_file_is_a_clear_error(tmp_path):
 
 
 def test_other_flavors_are_refused_by_name(tmp_path):
-    with pytest.raises(ModelError, match="'onnx' is not supported: use one of transformers, torch"):
-        load_predictor(tmp_path, "onnx", tiny_models.TEXT_SIGNATURE)
+    with pytest.raises(ModelError, match="'catboost' is not supported: use one of transformers, torch"):
+        load_predictor(tmp_path, "catboost", tiny_models.TEXT_SIGNATURE)
 
 
 def test_a_null_text_is_refused_and_an_empty_one_is_not(classifier):
