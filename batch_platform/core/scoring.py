@@ -179,6 +179,7 @@ def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
     decision = slice_.spec.decision
     parameters = {
         **engine.plan.to_dict(),
+        "backend": engine.predictor.backend,
         "shard_rows": shard_rows(slice_.spec.inference.shard_rows, signature),
         "positive_class": signature.positive_class,
         "decision": None if decision is None else decision.model_dump(),

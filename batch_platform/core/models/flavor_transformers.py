@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_platform.core.models import text_folder
+from batch_platform.core.models.linear_layers import use_fastest
 from batch_platform.core.models.outputs import check_width
 from batch_platform.core.models.predictor import Predictor, Prepared, Refusal
 from batch_platform.core.models.signature import ModelSignature
@@ -90,13 +91,20 @@ class TextPredictor(Predictor):
     """A loaded text model: `network` maps (ids, mask) to (rows, width) float32 on the device."""
 
     def __init__(
-        self, tokenizer: TextTokenizer, network: Any, signature: ModelSignature, device: str, dtype: str
+        self,
+        tokenizer: TextTokenizer,
+        network: Any,
+        signature: ModelSignature,
+        device: str,
+        dtype: str,
+        backend: str,
     ) -> None:
         self.tokenizer = tokenizer
         self.network = network
         self.signature = signature
         self.device = device
         self.dtype = dtype
+        self.backend = backend
 
     def prepare(self, batch: pa.RecordBatch) -> PreparedTexts:
         assert self.signature.text_column is not None  # checked at loading
@@ -139,9 +147,10 @@ def load(folder: Path, signature: ModelSignature, device: str, dtype: str) -> Te
         has_head = signature.task == "classification" and not (folder / text_folder.HEAD_FILE).is_file()
         model = _load_model(folder, has_head, dtype).to(device)
     signature = _completed(signature, folder, model.config, has_head)
+    backend = use_fastest(model) if (device, dtype) == ("cpu", "float32") else "torch"
     network = _own_head(model) if has_head else _pooled(model, folder, signature, device)
     limit = _token_limit(tokenizer, model.config, signature)
-    return TextPredictor(TextTokenizer(tokenizer, limit), network, signature, device, dtype)
+    return TextPredictor(TextTokenizer(tokenizer, limit), network, signature, device, dtype, backend)
 
 
 def _completed(signature: ModelSignature, folder: Path, config: Any, has_head: bool) -> ModelSignature:

@@ -51,8 +51,10 @@ class Predictor(ABC):
         signature: complete: what the model folder decides is filled in.
         device: cpu or cuda.
         dtype: name of the floating-point type that it computes in.
+        backend: what computes it, where there is a choice that acts on the last bits; else empty.
     """
 
+    backend: str = ""
     signature: ModelSignature
     device: str
     dtype: str
