@@ -23,7 +23,18 @@ from batch_platform_tests import tiny_models
 from batch_platform_tests.mini import ATTRIBUTES, DAYS, Mini
 from batch_platform_tests.project import REPOSITORY, Project
 
-HEAVY = ["torch", "transformers", "evidently", "sklearn", "ray", "pandas", "scipy"]
+HEAVY = [
+    "torch",
+    "transformers",
+    "evidently",
+    "sklearn",
+    "ray",
+    "pandas",
+    "scipy",
+    "lightgbm",
+    "xgboost",
+    "onnxruntime",
+]
 LABELLED = {
     **ATTRIBUTES,
     "labels": {"uri": "labels/{partition}.csv", "format": "csv", "row_key": "id", "column": "truth"},

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batch_platform.core.inference.batching import BatchPlan, cut
+from batch_platform.core.inference.batching import BatchPlan, cut, shard_rows
+from batch_platform.core.models.signature import InputColumn, ModelSignature
 from batch_platform.core.spec import InferenceSpec
 from batch_platform_tests.tiny_models import TABULAR_CONFIG, TEXT_SIGNATURE
 
@@ -43,6 +44,24 @@ def test_auto_is_chosen_for_the_device():
     assert plan.to_dict() == {
         "device": "cpu", "dtype": "float32", "batch_tokens": 1024, "batch_rows": 4096
     }  # fmt: skip
+
+
+def test_shards_hold_about_as_many_numbers_whatever_the_columns():
+    def of(columns):
+        inputs = tuple(InputColumn(f"c{place}", "float64") for place in range(columns))
+        return shard_rows("auto", ModelSignature(inputs, "regression"))
+
+    assert shard_rows("auto", TEXT_SIGNATURE) == of(5000) == 8192
+    assert of(1) == of(30) == 262_144
+    assert of(100) == 2**23 // 100
+    assert shard_rows(7, TEXT_SIGNATURE) == 7
+
+
+def test_a_batch_of_trees_is_a_shard():
+    signature = TABULAR_CONFIG.signature()
+    for flavor in ("lightgbm", "xgboost"):
+        plan = BatchPlan.of(signature, flavor=flavor)
+        assert plan == BatchPlan("cpu", "float32", None, shard_rows("auto", signature))
 
 
 def test_a_device_that_is_absent_is_refused():

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import lightgbm
@@ -266,3 +268,13 @@ def test_it_computes_on_the_cpu_in_its_own_precision(models):
         load_predictor(folder, "lightgbm", signature, "cuda")
     with pytest.raises(InferenceError, match="does not compute in bfloat16"):
         load_predictor(folder, "lightgbm", signature, dtype="bfloat16")
+
+
+def test_describing_a_model_loads_no_library(models):
+    program = (
+        "import sys; from pathlib import Path; from batch_platform.core.models.predictor import *\n"
+        f"describe(Path({str(models['regression'][0])!r}), 'lightgbm', SignatureRequest())\n"
+        "print([name for name in ('lightgbm', 'torch', 'pandas', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
