@@ -101,6 +101,8 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
 def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str]:
     """What is wrong with the model behind the alias, and the command that has to come before any run."""
     name, alias = spec.model.name, spec.model.alias
+    if spec.model.is_of_mlflow:  # a question to a server, which a run asks
+        return "", ""
     try:
         version = Registry(settings.root).pointed(name, alias)
     except ModelNotFoundError:  # nothing was trained yet, which a run says

@@ -5,6 +5,7 @@ a date that passes at night must not end the scoring.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from batch_platform.errors import ModelError
 
+_log = logging.getLogger(__name__)
 REQUIRED = ("intended_use", "training_data", "metrics", "owner", "validator", "expires")
 
 
@@ -54,6 +56,12 @@ def expiry(card: Mapping[str, Any] | None, today: date | None = None) -> str | N
         f"the model card expired after {day}: {card['owner']} has it validated again and registers a new version, "
         "or retires it"
     )
+
+
+def warn_of_expiry(about: str, card: Mapping[str, Any] | None) -> None:
+    """Say in the log that the card of a model has expired, where it has."""
+    if (expired := expiry(card)) is not None:
+        _log.warning("model %s: %s", about, expired)
 
 
 def read_card(path: Path) -> dict[str, Any]:

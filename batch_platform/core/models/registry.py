@@ -6,7 +6,6 @@ registered. It does not know pipelines, and loads a model only to check golden r
 
 import hashlib
 import json
-import logging
 import re
 import time
 import uuid
@@ -20,7 +19,7 @@ import pyarrow as pa
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.models import intake
-from batch_platform.core.models.card import check_card, expiry
+from batch_platform.core.models.card import check_card, warn_of_expiry
 from batch_platform.core.models.golden import check_golden
 from batch_platform.core.models.history import FOLDER as HISTORY
 from batch_platform.core.models.history import SEALS, History
@@ -46,7 +45,6 @@ _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _CLAIMS = "claims"  # folder of the numbers that were given out
 _ABANDONED_SECONDS = 24 * 3600
-_log = logging.getLogger(__name__)
 _BROKEN_SEAL = "was taken away or exchanged since it was sealed: restore the history from a backup"
 _STRAY = "is not in the history: where a registration was interrupted, repeat it; else remove this"
 
@@ -81,8 +79,7 @@ class Registry:
         """
         version = self.pointed(name, alias)
         version.refuse_suspended()
-        if (expired := expiry(version.card)) is not None:
-            _log.warning("model %s version %s: %s", name, version.version, expired)
+        warn_of_expiry(f"{name} version {version.version}", version.card)
         return version
 
     def pointed(self, name: str, alias: str) -> RegisteredVersion:
