@@ -59,6 +59,10 @@ class ModelNotFoundError(ModelError):
     """No such model, version or alias in the registry."""
 
 
+class ModelSuspendedError(ModelError):
+    """The version was suspended by a person: it must not score until that is lifted."""
+
+
 class SignatureError(ModelError):
     """The model's signature and the features (or the outputs) do not fit each other."""
 

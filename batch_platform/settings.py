@@ -38,8 +38,8 @@ class Settings:
     """Where the platform works.
 
     Attributes:
-        root: folder, or prefix of a bucket, that holds `lake/`, `registry/`, `monitoring/`, `reports/`, `staging/`
-            and `receipts/`.
+        root: folder, or prefix of a bucket, that holds `lake/`, `registry/`, `mlflow/`, `monitoring/`, `reports/`,
+            `staging/` and `receipts/`.
         hourly_rate: price of one device hour, in any currency; None when it is not configured.
         reports_url: where `reports/` is served; `make ui` does so at the default.
     """

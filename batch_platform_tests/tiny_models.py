@@ -13,6 +13,8 @@ CARD = {
     "training_data": "none: the weights are random",
     "metrics": {"accuracy": None},
     "owner": "team:tests",
+    "validator": "team:validation",
+    "expires": "9999-12-31",
 }
 LABELS = ("ham", "spam")
 WORDS = [

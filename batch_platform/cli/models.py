@@ -6,6 +6,7 @@ go up to the main command, which makes them one line and exit code 2.
 
 import getpass
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def register(
 @models.command("list")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def list_models(as_json: bool) -> None:
-    """Show every model with its versions and aliases."""
+    """Show every model with its versions and aliases, and which versions are suspended."""
     entries = _registry().list()
     if as_json:
         click.echo(json.dumps([_as_json(entry) for entry in entries], indent=1))
@@ -100,6 +101,7 @@ def list_models(as_json: bool) -> None:
             click.echo(
                 f"{entry.name}  {version.version}  {','.join(aliases) or '-'}  {version.flavor}  "
                 f"{version.signature.task}  {version.registered_at}  {version.registered_by}  {version.digest}"
+                + (f"  {version.suspended}" if version.suspended else "")
             )
     if not entries:
         click.echo("no models yet; type: batch-platform models register NAME DIR --flavor F", err=True)
@@ -115,6 +117,21 @@ def promote(name: str, version: str, alias: str, by: str, why: str) -> None:
     """Point an alias of NAME to VERSION."""
     _registry().promote(name, version, alias, by, why)
     click.echo(f"{name}: {alias} -> {version}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version")
+@click.option("--lift", is_flag=True, help="Let it score again.")
+@click.option("--by", required=True, help="Who decides it.")
+@click.option("--why", required=True, help="The reason, kept in the history.")
+def suspend(name: str, version: str, lift: bool, by: str, why: str) -> None:
+    """Forbid VERSION of NAME to score, under whatever alias, until it is lifted."""
+    if lift:
+        _registry().lift(name, version, by, why)
+        click.echo(f"{name}: version {version} may score again")
+        return
+    click.echo(f"{name}: version {version} {_registry().suspend(name, version, by, why).suspended}")
 
 
 @models.command()
@@ -187,6 +204,7 @@ def _as_json(entry: "ModelEntry") -> dict[str, Any]:
                 "card": version.card,
                 "registered_at": version.registered_at,
                 "registered_by": version.registered_by,
+                "suspended": None if version.suspended is None else asdict(version.suspended),
                 "path": str(version.path),
             }
             for version in entry.versions

@@ -1,4 +1,6 @@
-"""`batch-platform status`: what is done, failed and why, missing, in quarantine or drifting, and what to type next."""
+"""`batch-platform status`: what is done, failed and why, missing, in quarantine or drifting, whether the model may
+still score, and what to type next.
+"""
 
 import json
 from collections.abc import Mapping
@@ -41,6 +43,7 @@ def _text(view: Overview) -> str:
         f"{view.pipeline}: {view.partitions} partitions: {view.done} done, {len(view.failed)} failed, "
         f"{missing} missing{late}",
         "  rows: " + ", ".join(f"{count} {table}" for table, count in view.rows.items()),
+        *([f"  model {view.model}"] if view.model else []),
         *_some("failed", view.failed),
         *_some("quarantined", {key: f"{rows} rows" for key, rows in sorted(view.quarantined.items())}),
         *_some("drifting", view.drifting),

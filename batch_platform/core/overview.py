@@ -1,11 +1,11 @@
 """The state of a pipeline at a glance: which partitions are done, failed, missing or drifting, and what to type next.
 
-Reads the outcomes of the last tries and the tables' logs. Decides only the next command.
+Reads the outcomes of the last tries, the tables' logs and the registry. Decides only the next command.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from croniter import croniter
 
@@ -13,7 +13,10 @@ from batch_platform.core import outcomes
 from batch_platform.core.data.lake import Lake
 from batch_platform.core.data.partitions import contiguous
 from batch_platform.core.layout import Layout
+from batch_platform.core.models.card import expiry
+from batch_platform.core.models.registry import Registry
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import ModelError, ModelNotFoundError
 from batch_platform.settings import Settings
 
 
@@ -31,6 +34,7 @@ class Overview:
         drifting: key -> what the drift checks of the last try say.
         warnings: key -> what other checks say that did not stop anything.
         rows: rows that stand, by table.
+        model: what is wrong with the model that the next run would score with; empty where nothing is known.
         next_command: what to type; empty where everything is done.
     """
 
@@ -44,6 +48,7 @@ class Overview:
     drifting: Mapping[str, str]
     warnings: Mapping[str, str]
     rows: Mapping[str, int]
+    model: str
     next_command: str
 
 
@@ -76,6 +81,7 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     lake = Lake(layout)
     rows = {table: sum(lake.partition_rows(table).values()) for table in ("raw", "predictions", "quarantine")}
     due = _last_tick(spec, now)
+    model, promotion = _model(spec, settings, now)
     return Overview(
         pipeline=spec.name,
         partitions=len(partitions),
@@ -87,8 +93,28 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         drifting=drifting,
         warnings=warnings,
         rows=rows,
-        next_command=_next(spec, failed, gaps),
+        model=model,
+        next_command=promotion or _next(spec, failed, gaps),
     )
+
+
+def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str]:
+    """What is wrong with the model behind the alias, and the command that has to come before any run."""
+    name, alias = spec.model.name, spec.model.alias
+    if spec.model.is_of_mlflow:  # a question to a server, which a run asks
+        return "", ""
+    try:
+        version = Registry(settings.root).pointed(name, alias)
+    except ModelNotFoundError:  # nothing was trained yet, which a run says
+        return "", ""
+    except ModelError as error:
+        return str(error), "batch-platform models verify"
+    about = f"{name} {alias} -> {version.version}"
+    if version.suspended is not None:
+        command = f"batch-platform models promote {name} VERSION --alias {alias} --by WHO --why TEXT"
+        return f"{about}: {version.suspended}", command
+    expired = expiry(version.card, now.astimezone(UTC).date())
+    return (f"{about}: {expired}" if expired else ""), ""
 
 
 def _last_tick(spec: PipelineSpec, now: datetime) -> datetime | None:

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from batch_platform.core.data.partitions import PartitionCalendar
+from batch_platform.core.models.reference import MLFLOW_PREFIX, MLFLOW_REFERENCE
 from batch_platform.errors import NotYetSupportedError, PartitionKeyError, PipelineFileError
 
 ColumnType = Literal[
@@ -206,13 +207,35 @@ class FeaturesSpec(_Section):
 class ModelSpec(_Section):
     """The registered model that scores."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name in the registry.")
+    name: str = Field(
+        pattern=r"^(?:[A-Za-z0-9][\w.-]*|models:/.*)$",
+        description="Name in the registry; or models:/name@alias or models:/name/3 of the MLflow server that "
+        "MLFLOW_TRACKING_URI names.",
+    )
     alias: str = Field(
         "champion",
         pattern=r"^[A-Za-z_][\w-]*$",
         description="Alias, resolved to a version when a run starts.",
     )
     challenger: str | None = Field(None, description="Alias scored beside it. A later release.")
+
+    @model_validator(mode="after")
+    def _whole_reference(self) -> "ModelSpec":
+        if self.is_of_mlflow and not MLFLOW_REFERENCE.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r}: write models:/name@alias or models:/name/3")
+        if self.is_of_mlflow and "alias" in self.model_fields_set:
+            raise ValueError("alias has no effect beside a name models:/...: write models:/name@alias")
+        return self
+
+    @property
+    def is_of_mlflow(self) -> bool:
+        """Whether the name is a reference to MLflow's registry, with its own alias or version."""
+        return self.name.startswith(MLFLOW_PREFIX)
+
+    @property
+    def shown(self) -> str:
+        """The model and its alias, for people."""
+        return repr(self.name) if self.is_of_mlflow else f"{self.name!r}, alias {self.alias!r}"
 
 
 class DecisionSpec(_Section):

@@ -28,14 +28,15 @@ def model_asset(spec: PipelineSpec, is_trained: bool) -> dg.AssetsDefinition:
         deps=[asset_key(spec, "training")] if is_trained else [],
         group_name=spec.name,
         owners=spec.owners,
-        description=f"Registered model {spec.model.name!r}, alias {spec.model.alias!r}.",
+        description=f"Registered model {spec.model.shown}.",
     )
 
     @dg.multi_observable_source_asset(name=f"{spec.name}__model", specs=[observed])  # type: ignore[untyped-decorator]
     def model() -> Iterator[dg.ObserveResult]:
-        from batch_platform.core.models.registry import Registry
+        from batch_platform.core.models.source import model_source
 
-        version = Registry(Settings.from_env().root).resolve(spec.model.name, spec.model.alias)
+        named = spec.model
+        version = model_source(named.name, Settings.from_env().root).resolve(named.name, named.alias)
         yield dg.ObserveResult(
             asset_key=observed.key,
             data_version=dg.DataVersion(version.digest),

@@ -34,9 +34,10 @@ class Services:
         Raises:
             ModelNotFoundError: no such model or alias.
         """
-        from batch_platform.core.models.registry import Registry
+        from batch_platform.core.models.source import model_source
 
-        return Registry(self._settings.root).resolve(self._spec.model.name, self._spec.model.alias)
+        named = self._spec.model
+        return model_source(named.name, self._settings.root).resolve(named.name, named.alias)
 
     @cached_property
     def engine(self) -> "Engine":

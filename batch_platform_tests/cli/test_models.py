@@ -6,7 +6,7 @@ from click.testing import CliRunner
 
 from batch_platform.cli.models import models
 from batch_platform.core.models.registry import Registry
-from batch_platform.errors import BatchPlatformError, ModelError, SignatureError
+from batch_platform.errors import BatchPlatformError, ModelError, ModelSuspendedError, SignatureError
 from batch_platform_tests import tiny_models
 
 
@@ -117,6 +117,23 @@ def test_list_and_promote(root, tabular):
     assert entry["versions"][0]["digest"] == Registry(root).get("churn", "1").digest
     with pytest.raises(ModelError, match="no version '5'"):
         _run("promote", "churn", "5", "--alias", "champion", "--by", "bob", "--why", "best")
+
+
+def test_suspend_and_lift(root, tabular):
+    _run("register", "churn", tabular, "--flavor", "torch", "--alias", "champion", "--by", "ann")
+    done = _run("suspend", "churn", "1", "--by", "risk", "--why", "scores rose")
+    assert done.stdout.startswith("churn: version 1 suspended by risk at 20")
+    assert done.stdout.endswith(": scores rose\n")
+    assert _run("list").stdout.endswith(": scores rose\n")
+    (entry,) = json.loads(_run("list", "--json").stdout)
+    assert entry["versions"][0]["suspended"]["why"] == "scores rose"
+    with pytest.raises(ModelSuspendedError, match="suspended by risk"):
+        _run("promote", "churn", "1", "--alias", "champion", "--by", "bob", "--why", "best")
+    assert _run("suspend", "churn", "1", "--by", "risk").exit_code == 2
+    lifted = _run("suspend", "churn", "1", "--lift", "--by", "risk", "--why", "well again")
+    assert lifted.stdout == "churn: version 1 may score again\n"
+    assert json.loads(_run("list", "--json").stdout)[0]["versions"][0]["suspended"] is None
+    assert _run("verify").exit_code == 0
 
 
 def test_verify_exits_1_on_an_alteration(root, tabular):

@@ -9,8 +9,10 @@ from click.testing import CliRunner, Result
 
 from batch_platform.cli.status import status
 from batch_platform.core import outcomes
+from batch_platform.core.models.registry import Registry
 from batch_platform.core.outcomes import Outcome
 from batch_platform.errors import PipelineFileError
+from batch_platform_tests import tiny_models
 from batch_platform_tests.mini import ATTRIBUTES, DAYS
 from batch_platform_tests.project import Project
 
@@ -73,6 +75,24 @@ def test_failures_are_named_and_exit_1(project: Project) -> None:
         "  missing 2026-01-14 to 2026-01-15",
         "  next: dg launch --job mini --partition 2026-01-02",
     ]
+
+
+def test_a_model_that_must_not_score_is_named(project: Project, tmp_path: Path) -> None:
+    registry = Registry(project.settings.root)
+    signature = tiny_models.TABULAR_CONFIG.signature()
+    card = tiny_models.CARD | {"expires": "2001-01-01"}
+    source = tiny_models.tabular_model(tmp_path / "model")
+    registry.register("churn", source, "torch", signature, card=card, by="a", why="b", alias="champion")
+    assert "  model churn champion -> 1: the model card expired after 2001-01-01" in ask().stdout
+    registry.suspend("churn", "1", "risk", "scores rose")
+    lines = ask().stdout.splitlines()
+    assert lines[2].startswith("  model churn champion -> 1: suspended by risk at 20")
+    assert lines[-1] == (
+        "  next: batch-platform models promote churn VERSION --alias champion --by WHO --why TEXT"
+    )
+    assert "scores rose" in json.loads(ask("--json").stdout)[0]["model"]
+    (registry.folder / "churn" / "history" / "000003.json").write_text("{}")
+    assert ask().stdout.splitlines()[-1] == "  next: batch-platform models verify"
 
 
 def test_json(project: Project) -> None:

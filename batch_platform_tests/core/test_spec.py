@@ -272,3 +272,14 @@ def test_every_field_has_a_description() -> None:
     sections += [type(spec.source.columns["id"]), type(spec.drift), type(spec.automation)]
     for section in sections:
         assert [name for name, field in section.model_fields.items() if not field.description] == []
+
+
+def test_a_model_of_mlflow_has_its_alias_in_its_name() -> None:
+    for name in ("models:/spam filter@champion", "models:/churn/3"):
+        spec = parse_spec({**MINIMAL, "model": {"name": name}}, "p")
+        assert (spec.model.is_of_mlflow, spec.model.shown) == (True, repr(name))
+    for name in ("models:/churn", "models:/../x/1", "models:/churn/latest", "models:/a/1/b"):
+        with pytest.raises(PipelineFileError, match="models:/name@alias or models:/name/3"):
+            parse_spec({**MINIMAL, "model": {"name": name}}, "p")
+    with pytest.raises(PipelineFileError, match="alias has no effect"):
+        parse_spec({**MINIMAL, "model": {"name": "models:/churn/3", "alias": "champion"}}, "p")

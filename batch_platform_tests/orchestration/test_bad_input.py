@@ -487,3 +487,17 @@ def test_an_outcome_that_cannot_be_recorded_hides_nothing(
     assert causes[DAYS[0]].endswith("; the outcome cannot be recorded: no room")
     assert causes[DAYS[1]].endswith("the outcome cannot be recorded: no room")
     assert mini.rows("predictions", DAYS[2]) == ROWS
+
+
+def test_a_suspended_model_scores_nothing(mini: Mini) -> None:
+    mini.register()
+    mini.write(DAYS[0])
+    registry = Registry(mini.settings.root)
+    registry.suspend("churn", "1", by="risk", why="scores rose")
+    message = failure_message(mini.run(DAYS[0], stages=CHAIN, fail=True))
+    assert "model churn version 1 was suspended by risk at 20" in message
+    assert "scores rose" in message
+    assert mini.rows("predictions", DAYS[0]) == 0
+    registry.lift("churn", "1", by="risk", why="it was the data")
+    mini.run(DAYS[0], stages=CHAIN)
+    assert mini.rows("predictions", DAYS[0]) == ROWS

@@ -2,7 +2,8 @@
 
 One file per entry, each created once under the next number: of two writers at the same time one is first, and the
 other looks again and decides again. Each entry carries the hash of the one before it, so that an entry that was altered
-or taken out shows. It decides nothing about the versions' content.
+or taken out shows; a seal beside the history carries the hash of each entry, so that the last one, which nothing
+follows, is missed as well. It decides nothing about the versions' content.
 """
 
 import hashlib
@@ -17,11 +18,26 @@ from batch_platform.core.data.files import Location
 from batch_platform.errors import ModelError
 
 FOLDER = "history"
+SEALS = "seals"
 _EVENT_FIELDS = {
     "registered": {"version", "digest", "record_sha256"},
     "promoted": {"version", "alias"},
+    "suspended": {"version"},
+    "lifted": {"version"},
 }
 _COMMON_FIELDS = {"event", "at", "by", "why", "previous", "hash"}
+
+
+@dataclass(frozen=True)
+class Suspension:
+    """Who suspended a version, why, and when (ISO 8601, UTC)."""
+
+    by: str
+    why: str
+    at: str
+
+    def __str__(self) -> str:
+        return f"suspended by {self.by} at {self.at}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -58,14 +74,38 @@ class History:
         """
         head = str(self.entries[-1]["hash"]) if self.entries else ""
         entry = {"event": event, **what, "by": by, "why": why, "at": _now(), "previous": head}
-        content = _content({**entry, "hash": _hash(entry)})
-        return files.create_once(folder / FOLDER / _name(len(self.entries)), content)
+        digest = _hash(entry)
+        name = _name(len(self.entries))
+        if not files.create_once(folder / FOLDER / name, _content({**entry, "hash": digest})):
+            return False
+        files.create_once(folder / SEALS / name, digest.encode())
+        return True
+
+    def broken_seals(self, folder: Location) -> list[str]:
+        """Names of entries that were sealed and are no longer there, or are others.
+
+        An entry without a seal is none of these: its writer was killed between the two.
+        """
+        standing = {_name(place): entry["hash"] for place, entry in enumerate(self.entries)}
+        seals = files.entries(folder / SEALS)
+        return [seal.name for seal in seals if seal.read_bytes().decode() != standing.get(seal.name)]
 
     @property
     def aliases(self) -> dict[str, str]:
         """Version by alias."""
         promoted = [entry for entry in self.entries if entry["event"] == "promoted"]
         return {entry["alias"]: entry["version"] for entry in promoted}
+
+    @property
+    def suspensions(self) -> dict[str, "Suspension"]:
+        """The suspension that stands, by version."""
+        standing: dict[str, Suspension] = {}
+        for entry in self.entries:
+            if entry["event"] == "suspended":
+                standing[entry["version"]] = Suspension(entry["by"], entry["why"], entry["at"])
+            elif entry["event"] == "lifted":
+                standing.pop(entry["version"], None)
+        return standing
 
     @property
     def registered(self) -> dict[str, Mapping[str, Any]]:

@@ -10,6 +10,7 @@ import shutil
 import stat
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from batch_platform.core.data.files import fsync_file, fsync_folder, sha256_of
 from batch_platform.errors import ModelError
@@ -124,6 +125,16 @@ def _inspect_json(path: Path, name: str) -> None:
         raise ModelError(f"{name}: cannot be read as JSON: {error}") from None
     if isinstance(value, dict) and "auto_map" in value:
         raise ModelError(f"{name}: auto_map asks for code from the folder or the network: it is never run")
+    if isinstance(value, dict) and "weight_map" in value:
+        _check_weight_map(value["weight_map"], path.parent, name)
+
+
+def _check_weight_map(weight_map: Any, folder: Path, name: str) -> None:
+    """The files of weights that an index names are opened as they stand there, so they must stand in the folder."""
+    beside = {path.name for path in folder.iterdir() if path.is_file()}
+    for file in weight_map.values() if isinstance(weight_map, dict) else [weight_map]:
+        if not isinstance(file, str) or file not in beside or not file.endswith(".safetensors"):
+            raise ModelError(f"{name}: weight_map names {file!r}, which is no safetensors file beside it")
 
 
 def _inspect_safetensors(path: Path, name: str) -> None:

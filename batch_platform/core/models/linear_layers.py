@@ -3,6 +3,7 @@
 Nine tenths of a text model's work on a CPU are products with weights. torch gives those in float32 to MKL, which does not
 use the widest instructions of every maker's processors; oneDNN, which torch carries too, does. Measured on an AMD EPYC with
 AVX-512: 102 and 230 GFLOP/s of 266. Both sum in float32; the outputs differ in the last bits, so that the choice
+is part of what an output was made by (`Predictor.backend`).
 """
 
 import time

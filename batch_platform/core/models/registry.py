@@ -19,10 +19,10 @@ import pyarrow as pa
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.models import intake
-from batch_platform.core.models.card import check_card
+from batch_platform.core.models.card import check_card, warn_of_expiry
 from batch_platform.core.models.golden import check_golden
 from batch_platform.core.models.history import FOLDER as HISTORY
-from batch_platform.core.models.history import History
+from batch_platform.core.models.history import SEALS, History
 from batch_platform.core.models.predictor import check_flavor, check_folder, load_predictor
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.models.versions import (
@@ -45,6 +45,7 @@ _ALIAS = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _CLAIMS = "claims"  # folder of the numbers that were given out
 _ABANDONED_SECONDS = 24 * 3600
+_BROKEN_SEAL = "was taken away or exchanged since it was sealed: restore the history from a backup"
 _STRAY = "is not in the history: where a registration was interrupted, repeat it; else remove this"
 
 
@@ -70,6 +71,19 @@ class Registry:
 
     def resolve(self, name: str, alias: str) -> RegisteredVersion:
         """The version that an alias points to now.
+
+        Raises:
+            ModelNotFoundError: no such model or alias; lists those that exist.
+            ModelSuspendedError: the version must not score.
+            ModelError: the registry was altered.
+        """
+        version = self.pointed(name, alias)
+        version.refuse_suspended()
+        warn_of_expiry(f"{name} version {version.version}", version.card)
+        return version
+
+    def pointed(self, name: str, alias: str) -> RegisteredVersion:
+        """The version that an alias points to now, to be looked at: it may be suspended.
 
         Raises:
             ModelNotFoundError: no such model or alias; lists those that exist.
@@ -102,6 +116,7 @@ class Registry:
 
         Raises:
             ModelNotFoundError: no such model or version.
+            ModelSuspendedError: the version must not score.
             ModelError: names the file that was altered.
         """
         found = self.get(name, version)
@@ -185,6 +200,7 @@ class Registry:
 
         Raises:
             ModelNotFoundError: no such model or version.
+            ModelSuspendedError: the version must not score.
             ModelError: the alias is no name, nobody or no reason is named, or the registry was altered.
             StorageError: the registry cannot be written.
         """
@@ -192,6 +208,41 @@ class Registry:
         self.get(name, version)
         self._point(name, version, alias, by, why)
         return self.get(name, version)
+
+    def suspend(self, name: str, version: str, by: str, why: str) -> RegisteredVersion:
+        """Forbid a version to score from now on, under whatever alias; one that is suspended stays as it is.
+
+        Returns:
+            The version with the suspension that stands.
+
+        Raises:
+            ModelNotFoundError: no such model or version.
+            ModelError: nobody or no reason is named, or the registry was altered.
+            StorageError: the registry cannot be written.
+        """
+        _check_names(name, None, by, why)
+        while True:
+            history = self._history(name)
+            found = self._read(name, version, history)
+            if found.suspended is not None:
+                return found
+            history.append(self.folder / name, "suspended", by, why, version=version)
+
+    def lift(self, name: str, version: str, by: str, why: str) -> RegisteredVersion:
+        """Let a suspended version score again.
+
+        Raises:
+            ModelNotFoundError: no such model or version.
+            ModelError: it is not suspended, nobody or no reason is named, or the registry was altered.
+            StorageError: the registry cannot be written.
+        """
+        _check_names(name, None, by, why)
+        while True:
+            history = self._history(name)
+            if self._read(name, version, history).suspended is None:
+                raise ModelError(f"model {name} version {version} is not suspended: there is nothing to lift")
+            if history.append(self.folder / name, "lifted", by, why, version=version):
+                return self.get(name, version)
 
     def _place(
         self, name: str, incoming: Path, record: dict[str, Any], by: str, why: str
@@ -220,7 +271,11 @@ class Registry:
 
     def _point(self, name: str, version: str, alias: str, by: str, why: str) -> None:
         model = self.folder / name
-        while (history := History.read(model)).aliases.get(alias) != version:
+        while True:
+            history = History.read(model)
+            self._read(name, version, history).refuse_suspended()
+            if history.aliases.get(alias) == version:
+                return
             if history.append(model, "promoted", by, why, version=version, alias=alias):
                 return
 
@@ -243,9 +298,11 @@ class Registry:
         except ModelError as error:
             yield Problem(name, None, str(folder / HISTORY), str(error))
             return
+        for file in history.broken_seals(folder):
+            yield Problem(name, None, str(folder / HISTORY / file), _BROKEN_SEAL)
         known = set(history.registered)
         for path in files.entries(folder):
-            if path.name not in known | {HISTORY, _CLAIMS}:
+            if path.name not in known | {HISTORY, SEALS, _CLAIMS}:
                 yield Problem(name, None, str(path), _STRAY)
         for version, entry in history.registered.items():
             yield from verify_version(folder / version, name, entry, self._cache)
@@ -270,7 +327,8 @@ class Registry:
             raise ModelNotFoundError(
                 f"model {name!r} has no version {version!r}; it has {', '.join(history.registered)}"
             )
-        return read_version(self.folder / name / version, name, entry, self._cache)
+        found = read_version(self.folder / name / version, name, entry, self._cache)
+        return replace(found, suspended=history.suspensions.get(version))
 
 
 def _publish(model: Location, incoming: Path, history: History, record: dict[str, Any]) -> tuple[str, bytes]:

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.models import intake
+from batch_platform.core.models.history import Suspension
 from batch_platform.core.models.signature import ModelSignature
-from batch_platform.errors import ModelError, SignatureError
+from batch_platform.errors import ModelError, ModelSuspendedError, SignatureError
 
 FILES = "model"  # folder of the model's own files in a version's folder
 RECORD, SIGNATURE, CARD, GOLDEN = "record.json", "signature.json", "card.json", "golden.parquet"
@@ -42,6 +43,7 @@ class RegisteredVersion:
         card: the model card; None where it was registered without one.
         registered_at: ISO 8601, UTC.
         registered_by: who registered it.
+        suspended: who suspended it and why, when it was looked up; None where it may score.
         created: False where `register` found the same content under this version.
     """
 
@@ -55,16 +57,32 @@ class RegisteredVersion:
     card: Mapping[str, Any] | None
     registered_at: str
     registered_by: str
+    suspended: Suspension | None = None
     created: bool = field(default=True, compare=False)
     cache: Path = field(default=Path(), compare=False, repr=False)
+
+    def refuse_suspended(self) -> None:
+        """Let a version pass that may score.
+
+        Raises:
+            ModelSuspendedError: says who suspended it, when and why, and what to type.
+        """
+        if self.suspended is not None:
+            raise ModelSuspendedError(
+                f"model {self.name} version {self.version} was {self.suspended}. It does not score; promote another "
+                f"version, or lift the suspension: batch-platform models suspend {self.name} {self.version} --lift "
+                "--by WHO --why TEXT"
+            )
 
     def checked_folder(self) -> Path:
         """The model's files on this machine, each of them compared with what was registered just now.
 
         Raises:
+            ModelSuspendedError: the version must not score.
             ModelError: names the file that was altered, added or removed.
             StorageError: they cannot be fetched.
         """
+        self.refuse_suspended()
         folder = self._local()
         for name, problem in differences(folder, self.files):
             raise ModelError(

@@ -30,6 +30,7 @@ from batch_platform.core.training import (
     precise_threshold,
     progress,
     say_threshold,
+    unreviewed,
 )
 from batch_platform.errors import SourceError
 from batch_platform.settings import Settings, project_root
@@ -353,6 +354,7 @@ def _card(spec: PipelineSpec, plan: Plan, slices: Slices, metrics: dict[str, flo
         f"reads {plan.tokens} tokens), threshold chosen in the same way",
         "model": f"all-MiniLM-L6-v2 (Apache-2.0), its first {plan.layers} layers, mean pooling, linear head",
         "owner": spec.owners[0] if spec.owners else "nobody named",
+        **unreviewed(),
         "caveats": [
             "The share of spam falls from 45 % in July to 1 % in October 2002 because of how the corpus was "
             "collected, not because of the world: drift reports show the collection.",

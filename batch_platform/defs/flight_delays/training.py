@@ -25,6 +25,7 @@ from batch_platform.core.training import (
     need_sklearn,
     progress,
     say_threshold,
+    unreviewed,
 )
 from batch_platform.settings import Settings, project_root
 
@@ -250,6 +251,7 @@ def _card(spec: PipelineSpec, plan: Plan, slices: Slices, metrics: dict[str, flo
         "than everything the model has seen",
         "baseline": "gradient boosting (scikit-learn) on the same rows and features, threshold chosen in the same way",
         "owner": spec.owners[0] if spec.owners else "nobody named",
+        **unreviewed(),
         "caveats": [
             "Schedule and weather say little about a single delay: an AUC near 0.7 ranks, it does not tell.",
             "Trained on winter and spring. The share of late flights moves between 13 % (September) and 33 % "

@@ -4,13 +4,21 @@ import pickle
 import shutil
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
+from datetime import date
 
 import pyarrow as pa
 import pytest
 
+from batch_platform.core.models.card import REQUIRED, expiry
 from batch_platform.core.models.predictor import load_predictor
 from batch_platform.core.models.registry import Registry
-from batch_platform.errors import ModelError, ModelNotFoundError, SignatureError, StorageError
+from batch_platform.errors import (
+    ModelError,
+    ModelNotFoundError,
+    ModelSuspendedError,
+    SignatureError,
+    StorageError,
+)
 from batch_platform_tests import tiny_models
 
 SIGNATURE = tiny_models.TABULAR_CONFIG.signature("churned")
@@ -104,8 +112,10 @@ def test_promotion_moves_an_alias_and_is_remembered(registry, source):
     history = [
         json.loads(path.read_bytes()) for path in sorted((registry.folder / "m" / "history").iterdir())
     ]
-    promotions = [(entry["version"], entry["why"]) for entry in history if entry["event"] == "promoted"]
-    assert promotions == [("1", "a test"), ("2", "better on the later days")]
+    promotions = [
+        (entry["version"], entry["by"], entry["why"]) for entry in history if entry["event"] == "promoted"
+    ]
+    assert promotions == [("1", "me", "a test"), ("2", "owner", "better on the later days")]
 
 
 def test_what_is_not_there_is_answered_with_what_is(registry, source):
@@ -146,8 +156,8 @@ def test_who_and_why_are_asked_for(registry, source):
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        ({}, "intended_use, training_data, metrics, owner"),
-        (tiny_models.CARD | {"owner": ""}, "nothing about owner"),
+        ({}, "intended_use, training_data, metrics, owner, validator, expires"),
+        *((tiny_models.CARD | {name: ""}, f"nothing about {name}") for name in REQUIRED),
         (tiny_models.CARD | {"metrics": "good"}, "names and numbers"),
         (tiny_models.CARD | {"metrics": {"auc": float("nan")}}, "JSON does not"),
         (tiny_models.CARD | {"expires": "soon"}, "no date"),
@@ -201,6 +211,23 @@ def _adapter(folder):
     (folder / "adapter_config.json").write_text("{}")
 
 
+def _weights_elsewhere(folder):
+    shutil.copy(folder / "model.safetensors", folder.parent / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": {"a": "../outside.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _weights_of_a_pickle(folder):
+    (folder / "weights.dat").write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "weights.dat"}}')
+
+
+def _remote_model_code(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "someone/repository--modeling.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def _no_weights(folder):
     (folder / "model.safetensors").unlink()
 
@@ -219,6 +246,9 @@ def _bad_json(folder):
         (_linked_folder, "etc: is a symbolic link"),
         (_fifo, "pipe: is neither a file nor a folder"),
         (_remote_code, "tokenizer_config.json: auto_map"),
+        (_remote_model_code, "config.json: auto_map"),
+        (_weights_elsewhere, r"weight_map names '\.\./outside.safetensors'"),
+        (_weights_of_a_pickle, r"weight_map names 'weights.dat'"),
         (_cut_short, "model.safetensors: is cut short"),
         (_header_only, "model.safetensors: is cut short"),
         (_adapter, "merge it"),
@@ -297,8 +327,7 @@ def test_every_altered_byte_is_found(registry, source):
             path.write_bytes(altered)
             assert registry.verify(), f"{path.name} was altered unseen"
         path.unlink()
-        # Of the last entry alone nothing is left that would miss it.
-        assert registry.verify() or path.name == "000002.json"
+        assert registry.verify(), f"{path.name} was taken away unseen"
         path.write_bytes(content)
     assert registry.verify() == ()
 
@@ -366,3 +395,89 @@ def test_the_number_of_a_deleted_version_is_not_given_again(registry, source):
     version = _register(registry, source)
     shutil.rmtree(version.path.parent)
     assert _register(registry, _change(source, 1)).version == "2"
+
+
+def test_a_suspended_version_does_not_score_until_it_is_lifted(registry, source):
+    version = _register(registry, source, alias="champion")
+    suspended = registry.suspend("m", "1", by="risk", why="scores rose on 3 March")
+    assert (suspended.suspended.by, suspended.suspended.why) == ("risk", "scores rose on 3 March")
+    told = (
+        r"m version 1 was suspended by risk at \d{4}-.*: scores rose on 3 March\. It does not score; promote"
+    )
+    for refused in (
+        lambda: registry.resolve("m", "champion"),
+        lambda: registry.open("m", "1"),
+        lambda: registry.promote("m", "1", "champion", "me", "why"),
+        lambda: registry.promote("m", "1", "challenger", "me", "why"),
+        lambda: _register(registry, source, alias="champion"),
+        suspended.checked_folder,
+    ):
+        with pytest.raises(ModelSuspendedError, match=told):
+            refused()
+    assert registry.pointed("m", "champion").suspended == suspended.suspended
+    assert registry.list()[0].versions[0].suspended == suspended.suspended
+    lifted = registry.lift("m", "1", by="risk", why="the sensor was broken, not the model")
+    assert lifted == version == registry.resolve("m", "champion")
+    assert lifted.checked_folder() == version.path
+    assert registry.verify() == ()
+
+
+def test_another_version_scores_while_one_is_suspended(registry, source):
+    _register(registry, source, alias="champion")
+    _register(registry, _change(source, 1))
+    registry.suspend("m", "1", "risk", "why")
+    registry.promote("m", "2", "champion", "me", "the other is suspended")
+    assert registry.resolve("m", "champion").version == "2"
+
+
+def test_suspending_twice_keeps_the_first_reason_and_lifting_twice_is_refused(registry, source):
+    _register(registry, source)
+    first = registry.suspend("m", "1", "ann", "first")
+    assert registry.suspend("m", "1", "bob", "second") == first
+    registry.lift("m", "1", "ann", "well again")
+    with pytest.raises(ModelError, match="version 1 is not suspended"):
+        registry.lift("m", "1", "ann", "well again")
+    assert registry.suspend("m", "1", "bob", "second").suspended.by == "bob"
+    with pytest.raises(ModelError, match="who does this and why"):
+        registry.suspend("m", "1", "ann", " ")
+    with pytest.raises(ModelNotFoundError, match="no version '7'"):
+        registry.suspend("m", "7", "ann", "why")
+
+
+def test_a_suspension_that_is_altered_or_taken_away_is_found(registry, source):
+    _register(registry, source)
+    registry.suspend("m", "1", "ann", "why")
+    path = registry.folder / "m" / "history" / "000002.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"suspended", b"lifted"))
+    assert "was altered" in registry.verify()[0].problem
+    with pytest.raises(ModelError, match="was altered"):
+        registry.get("m", "1")
+    path.unlink()
+    (problem,) = registry.verify()
+    assert (problem.file, "was taken away" in problem.problem) == (str(path), True)
+    # Nor can another entry take its place.
+    registry.promote("m", "1", "champion", "mallory", "nobody will know")
+    assert "exchanged" in registry.verify()[0].problem
+
+
+def test_a_promoter_killed_before_the_seal_leaves_a_whole_history(registry, source):
+    _register(registry, source, alias="champion")
+    (registry.folder / "m" / "seals" / "000002.json").unlink()
+    assert registry.verify() == ()
+    registry.suspend("m", "1", "ann", "why")
+    assert registry.verify() == ()
+
+
+def test_an_expired_card_is_warned_of_and_scores(registry, source, caplog):
+    _register(registry, source, card=tiny_models.CARD | {"expires": "2001-01-01"}, alias="champion")
+    assert registry.resolve("m", "champion").version == "1"
+    assert "model m version 1: the model card expired after 2001-01-01: team:tests has it" in caplog.text
+
+
+def test_a_card_holds_on_its_last_day():
+    card = tiny_models.CARD | {"expires": "2026-12-31"}
+    assert expiry(card, date(2026, 12, 31)) is None
+    assert "expired after 2026-12-31" in expiry(card, date(2027, 1, 1))
+    assert expiry(None) is None
+    assert expiry({"owner": "registered before cards had to expire"}) is None

@@ -1,0 +1,27 @@
+"""Where a pipeline's model comes from: our own registry, or MLflow's. Decides by the form of the name alone."""
+
+from typing import Protocol
+
+from batch_platform.core.data.files import Location
+from batch_platform.core.models.mlflow_registry import MlflowRegistry
+from batch_platform.core.models.reference import MLFLOW_PREFIX
+from batch_platform.core.models.registry import MAX_BYTES, Registry
+from batch_platform.core.models.versions import RegisteredVersion
+
+
+class ModelSource(Protocol):
+    """Whatever turns a model's name in a pipeline file into a version with a digest."""
+
+    def resolve(self, name: str, alias: str) -> RegisteredVersion:
+        """The version that the name and the alias mean now.
+
+        Raises:
+            ModelNotFoundError: there is none.
+            ModelSuspendedError: the version must not score.
+            ModelError: it cannot be trusted or had.
+        """
+
+
+def model_source(name: str, root: Location) -> ModelSource:
+    """The source for a model's name: `models:/...` is MLflow's, any other our own registry's."""
+    return MlflowRegistry(root, MAX_BYTES) if name.startswith(MLFLOW_PREFIX) else Registry(root)
