@@ -108,8 +108,9 @@ def test_assets_checks_job_and_schedule(sandbox: DefsFolderSandbox) -> None:
     predictions = graph.get(dg.AssetKey(["shop", "predictions"]))
     assert {key.path[-1] for key in predictions.parent_keys} == {"features", "model"}
     assert defs.resolve_job_def("shop").partitions_def == predictions.partitions_def
-    (schedule,) = defs.schedules
-    assert (schedule.name, schedule.cron_schedule) == ("shop_schedule", "0 3 * * *")
+    schedules = {schedule.name: schedule.cron_schedule for schedule in defs.schedules}
+    assert schedules.pop("shop_schedule") == "0 3 * * *"
+    assert list(schedules) == ["shop_maintenance_schedule"]
 
 
 def with_field(path: str, value: Any) -> dict[str, Any]:
@@ -146,7 +147,6 @@ LATER = [
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22:00-06:00", "automation.off_peak"),
-    ("retention", {"staging_days": 3}, "retention"),
     ("model.challenger", "candidate", "model.challenger"),
     ("features.steps", [{"chunk": {}}], "features.steps"),
     ("source.format", "delta", "source.format: delta"),
