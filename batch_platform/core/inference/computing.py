@@ -64,7 +64,7 @@ class Shard:
     failures: dict[int, tuple[str, str]]  # by number in the shard: error type, message
     seconds: float
     done: np.ndarray  # (prepared,) bool
-    raw: np.ndarray | None = None  # (prepared, width) float32, made when the width is known
+    raw: np.ndarray | None = None  # (prepared, width) float32 or int32, made when the width is known
     tokens: int = 0
     padded_tokens: int = 0
     batches: int = 0
@@ -81,7 +81,8 @@ class Shard:
             InferenceError: they are not one row of numbers, all of one width, for each row.
         """
         if self.raw is None and raw.ndim == 2:
-            self.raw = np.empty((len(self.done), raw.shape[1]), np.float32)
+            kind = np.int32 if np.issubdtype(raw.dtype, np.integer) else np.float32
+            self.raw = np.empty((len(self.done), raw.shape[1]), kind)
         if self.raw is None or raw.shape != (len(batch), self.raw.shape[1]):
             raise InferenceError(f"the model gave an output of shape {raw.shape} for {len(batch)} rows")
         self.raw[batch] = raw

@@ -69,11 +69,11 @@ class Predictor(ABC):
             rows: (n,) int64, numbers of the rows, in any order.
 
         Returns:
-            (n, width) float32, in the order of `rows`.
+            (n, width) float32 in the order of `rows`; of a generation, int32 token ids.
         """
 
     def finish(self, raw: np.ndarray) -> pa.RecordBatch:
-        """Name the outputs: (rows, width) float32 -> rows of `signature.output_schema()`."""
+        """Name the outputs: (rows, width) as `forward` gave them -> rows of `signature.output_schema()`."""
         return outputs.columns(raw, self.signature)
 
     def release(self) -> None:
@@ -94,6 +94,7 @@ class SignatureRequest:
     max_tokens: int | None = None
     pooling: Pooling | None = None
     positive_class: str | None = None
+    max_new_tokens: int | None = None
 
     @property
     def given(self) -> list[str]:
