@@ -93,6 +93,36 @@ def pooled_classifier(folder: Path, labels: tuple[str, ...] = LABELS, seed: int 
     return folder
 
 
+def text_answerer(folder: Path, seed: int = 0) -> Path:
+    """A 2-layer T5 that makes texts of `WORDS` out of texts, and ends some of them early. Returns `folder`."""
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = T5Config(
+        vocab_size=len(_word_ids()), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=2, initializer_factor=3.0,
+        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    _word_tokenizer(ends=True, pad_token="<pad>", model_max_length=48).save_pretrained(folder)
+    return folder
+
+
+def text_continuer(folder: Path, seed: int = 0) -> Path:
+    """A 2-layer GPT-2 that continues texts of `WORDS`; its tokenizer has no padding token. Returns `folder`."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=len(_word_ids()), n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.4,
+        bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    _word_tokenizer(ends=False).save_pretrained(folder)
+    return folder
+
+
 def tabular_model(folder: Path, config: TabularConfig = TABULAR_CONFIG, seed: int = 0) -> Path:
     """A `TabularMLP` with random weights. Its signature is `config.signature()`. Returns `folder`."""
     import numpy as np
@@ -163,6 +193,24 @@ def _vocabulary() -> dict[str, int]:
         *(word for word in WORDS if len(word) > 1),
     ]
     return {token: place for place, token in enumerate(tokens)}
+
+
+def _word_ids() -> dict[str, int]:
+    return {word: place for place, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+
+
+def _word_tokenizer(ends: bool, **options):
+    """One token a word; with `ends`, a text ends with `</s>`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(_word_ids(), unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="$A </s>", special_tokens=[("</s>", 1)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", **options)
 
 
 def _save(model, folder: Path) -> Path:

@@ -40,7 +40,7 @@ def pipeline(model: Path, texts: list[str]) -> np.ndarray:
 
     extract = make("feature-extraction", model=str(model), batch_size=BATCH_ROWS)
     options = {"truncation": True, "max_length": MAX_TOKENS}
-    found = extract(iter(texts), tokenize_kwargs=options, return_tensors=True)
+    found = extract(texts, tokenize_kwargs=options, return_tensors=True)
     lengths = iter(lengths_of(model, texts))
     rows = [hidden[0, : next(lengths)].mean(0).numpy() for hidden in found]
     return _normalised(np.stack(rows))

@@ -118,7 +118,7 @@ def _watched(slice_: Slice) -> Watched:
         raise MonitoringError(
             f"{slice_.about}: drift.columns names {', '.join(unknown)}; what can be watched is {', '.join(watchable)}"
         )
-    outputs = ("label", "score", "prediction", "embedding", "decision")
+    outputs = ("label", "score", "prediction", "embedding", "generated_text", "decision")
     return {
         "features": {name: name for name in names},
         # A feature may bear the name of an output.

@@ -33,16 +33,17 @@ def evaluate_partition(slice_: Slice) -> StageResult:
     Raises:
         UpstreamMissingError: the partition has not been scored.
         SourceError: labels are there and cannot be read.
-        SignatureError: the model makes embeddings, which no label can be held against.
+        SignatureError: the model makes embeddings or texts, which no label can be held against.
         StorageError: the lake cannot be written.
     """
     labels_spec = slice_.spec.labels
     assert labels_spec is not None  # the stage exists only with labels
     predictions = slice_.committed("predictions")
     signature = ModelSignature.from_dict(predictions.receipt["signature"])
-    if signature.task == "embedding":
+    if signature.task in ("embedding", "generation"):
         raise SignatureError(
-            f"{slice_.about}: labels cannot be compared with embeddings; remove `labels` from the pipeline file"
+            f"{slice_.about}: labels cannot be compared with the outputs of a model for {signature.task}; remove `labels` "
+            "from the pipeline file"
         )
     labels = _labels(slice_, labels_spec)
     identity = fingerprint({"predictions": predictions.fingerprint, "labels": sorted(labels.items())})

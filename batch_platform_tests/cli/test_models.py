@@ -72,6 +72,17 @@ def test_a_text_model_is_described_by_its_folder_and_the_options(root, text):
     assert Registry(root).get("mail", "2").signature.pooling == "cls"
 
 
+def test_a_model_that_generates_is_known_by_its_folder(root, tmp_path):
+    folder = tiny_models.text_answerer(tmp_path / "t5")
+    assert _run("register", "answers", folder, "--flavor", "transformers").stdout == "1\n"
+    _run("register", "answers", folder, "--flavor", "transformers", "--max-new-tokens", 5)
+    signatures = [Registry(root).get("answers", version).signature for version in ("1", "2")]
+    assert [(found.task, found.max_new_tokens) for found in signatures] == [
+        ("generation", 64),
+        ("generation", 5),
+    ]
+
+
 def test_a_signature_can_be_a_file_or_lie_in_the_folder(root, tabular, tmp_path):
     signature = tiny_models.TABULAR_CONFIG.signature("stays")
     path = tmp_path / "signature.json"

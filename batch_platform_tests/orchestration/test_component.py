@@ -15,6 +15,7 @@ from dagster.components.core.component_tree import ComponentTreeException
 from dagster.components.testing import DefsFolderSandbox, create_defs_folder_sandbox
 
 from batch_platform import BatchInferencePipeline
+from batch_platform.core.models.predictor import SignatureRequest, describe
 from batch_platform.core.models.registry import Registry
 from batch_platform.core.models.signature import InputColumn, ModelSignature
 from batch_platform.core.spec import parse_spec
@@ -350,6 +351,29 @@ def test_an_embedding_pipeline(mini: Mini) -> None:
     first, second = (table.filter(pl.col("partition_key") == day).sort("row_key") for day in DAYS[:2])
     assert first["input_hash"].to_list() == second["input_hash"].to_list()
     assert first["embedding"].to_list() == second["embedding"].to_list()
+    assert mini.check("drift_report", "complete", DAYS[1]) is True
+
+
+def test_a_generation_pipeline(mini: Mini) -> None:
+    mini.change(
+        name="answers",
+        source={**MAIL["source"]},
+        model={"name": "answers"},
+        inference={"shard_rows": 16},
+    )
+    model = tiny_models.text_answerer(mini.folder / "answers")
+    signature = describe(model, "transformers", SignatureRequest(max_new_tokens=6))
+    Registry(mini.settings.root).register(
+        "answers", model, "transformers", signature, card=None, by="tests", why="a test", alias="champion"
+    )
+    for day in DAYS[:2]:
+        write_mail(mini.folder, day)
+    mini.run(DAYS[0], DAYS[1])
+    table = mini.table("predictions")
+    assert table.schema["generated_text"] == pl.String()
+    assert table["generated_text"].str.len_chars().max() > 0
+    first, second = (table.filter(pl.col("partition_key") == day).sort("row_key") for day in DAYS[:2])
+    assert first["generated_text"].to_list() == second["generated_text"].to_list()
     assert mini.check("drift_report", "complete", DAYS[1]) is True
 
 

@@ -87,7 +87,9 @@ def _run(options: argparse.Namespace) -> int:
 def _model(options: argparse.Namespace) -> tuple[Path, ModelSignature]:
     """The folder with the model's files, and its signature; also of a version's folder in a registry."""
     folder: Path = options.model
-    request = SignatureRequest(task=options.task, text_column=options.text_column)
+    request = SignatureRequest(
+        task=options.task, text_column=options.text_column, max_new_tokens=options.max_new_tokens
+    )
     if (folder / "record.json").is_file() and (folder / SIGNATURE_FILE).is_file():
         signature = ModelSignature.read(folder / SIGNATURE_FILE)
         if signature.task != options.task:
@@ -202,11 +204,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m batch_platform.core.inference", description=__doc__)
     parser.add_argument("--model", type=Path, required=True, help="folder with the model's files")
     parser.add_argument("--flavor", required=True, help="transformers, torch, lightgbm, xgboost or onnx")
-    parser.add_argument("--task", required=True, choices=["embedding", "classification", "regression"])
+    parser.add_argument(
+        "--task", required=True, choices=["embedding", "classification", "regression", "generation"]
+    )
     parser.add_argument("--input", type=Path, required=True, help="Parquet file to score")
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     parser.add_argument("--row-key", required=True, help="column that identifies a row; kept under its name")
     parser.add_argument("--text-column", help="column that a text model reads (default: text)")
+    parser.add_argument(
+        "--max-new-tokens", type=_positive, help="generation: tokens that a text may get (64)"
+    )
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--batch-tokens", type=_positive, help="token budget of a batch (default: by device)")

@@ -1,90 +1,33 @@
 """Flavor `transformers`: text classification and embeddings from a Hugging Face folder.
 
-It decides truncation, pooling and which weights must be there; random stand-ins for missing weights are
-refused. No network, no pickle, no code of the folder. It does not know how batches are cut.
+It decides pooling and which weights must be there; random stand-ins for missing weights are refused. Generation of
+text has a file of its own. No network, no pickle, no code of the folder. It does not know how batches are cut.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from batch_platform.core.models import text_folder
 from batch_platform.core.models.linear_layers import use_fastest
 from batch_platform.core.models.outputs import check_width
-from batch_platform.core.models.predictor import Predictor, Prepared, Refusal
+from batch_platform.core.models.predictor import Predictor, Prepared
 from batch_platform.core.models.signature import ModelSignature
-from batch_platform.errors import ModelError, SignatureError
+from batch_platform.core.models.text_tokens import (
+    PreparedTexts,
+    TextTokenizer,
+    load_tokenizer,
+    prepare_texts,
+    quiet_transformers,
+    token_limit,
+)
+from batch_platform.errors import ModelError
 
 describe = text_folder.describe
 check_folder = text_folder.check_folder
-
-# A text is cut to this many characters for each token that can be kept, where that is exact.
-CHARACTERS_PER_TOKEN = 64
-
-
-@dataclass(frozen=True)
-class PreparedTexts(Prepared):
-    """Texts as token ids: one int64 array for each row, empty for refused rows."""
-
-    tokens: list[np.ndarray]
-
-
-class TextTokenizer:
-    """Texts to token ids, truncated and not padded; fast and exact also for texts of megabytes."""
-
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
-        special = tokenizer.num_special_tokens_to_add()
-        if max_tokens <= special:
-            raise SignatureError(f"max_tokens {max_tokens} leaves no room beside {special} special tokens")
-        self.max_tokens = max_tokens
-        self.pad_id = int(tokenizer.pad_token_id)
-        self._backend = tokenizer.backend_tokenizer
-        self._backend.no_padding()  # files of tokenizers often ask for a fixed length
-        self._backend.enable_truncation(max_tokens)
-        self._cuts_early = _is_local(self._backend)
-
-    def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids of each text, 1 to `max_tokens` of them."""
-        heads = [self._head(text) for text in texts]
-        tokens = self._encode(heads)
-        # A head that did not fill the budget says nothing about the rest: those texts are read whole.
-        short = [
-            place
-            for place, (text, head) in enumerate(zip(texts, heads, strict=True))
-            if len(head) < len(text) and len(tokens[place]) < self.max_tokens
-        ]
-        for place, whole in zip(short, self._encode([texts[place] for place in short]), strict=True):
-            tokens[place] = whole
-        return tokens
-
-    def _head(self, text: str) -> str:
-        limit = self.max_tokens * CHARACTERS_PER_TOKEN
-        if not self._cuts_early or len(text) <= limit:
-            return text
-        # WordPiece looks at one word at a time: cut before a space, the tokens in front stay the same.
-        space = text.rfind(" ", 0, limit)
-        return text[:space] if space > 0 else text
-
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=True)
-        # A tokenizer without special tokens gives none for an empty text; a model needs one to look at.
-        return [np.asarray(encoding.ids or [self.pad_id], np.int64) for encoding in encodings]
-
-
-def _is_local(backend: Any) -> bool:
-    kinds = (
-        type(backend.model).__name__,
-        type(backend.pre_tokenizer).__name__,
-        type(backend.normalizer).__name__,
-    )
-    right = backend.truncation is None or backend.truncation["direction"] == "right"
-    return kinds == ("WordPiece", "BertPreTokenizer", "BertNormalizer") and right
 
 
 class TextPredictor(Predictor):
@@ -107,16 +50,7 @@ class TextPredictor(Predictor):
         self.backend = backend
 
     def prepare(self, batch: pa.RecordBatch) -> PreparedTexts:
-        assert self.signature.text_column is not None  # checked at loading
-        texts = pc.cast(batch.column(self.signature.text_column), pa.large_string()).to_pylist()
-        there = [row for row, text in enumerate(texts) if text is not None]
-        tokens: list[np.ndarray] = [np.empty(0, np.int64)] * len(texts)
-        for row, ids in zip(there, self.tokenizer([texts[row] for row in there]), strict=True):
-            tokens[row] = ids
-        message = f"column {self.signature.text_column!r} is null: a text model cannot score it"
-        refused = tuple(Refusal(row, "NullText", message) for row, text in enumerate(texts) if text is None)
-        costs = np.fromiter((len(ids) for ids in tokens), np.int64, len(tokens))
-        return PreparedTexts(costs, refused, tokens)
+        return prepare_texts(batch, self.signature, self.tokenizer)
 
     def forward(self, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
         import torch
@@ -134,7 +68,7 @@ class TextPredictor(Predictor):
             return raw.float().cpu().numpy()  # (rows, width)
 
 
-def load(folder: Path, signature: ModelSignature, device: str, dtype: str) -> TextPredictor:
+def load(folder: Path, signature: ModelSignature, device: str, dtype: str) -> Predictor:
     """Load a text model.
 
     Raises:
@@ -142,14 +76,18 @@ def load(folder: Path, signature: ModelSignature, device: str, dtype: str) -> Te
         SignatureError: files and signature say different things.
     """
     check_folder(folder, signature)
-    with _quiet_transformers():
-        tokenizer = _load_tokenizer(folder)
+    if signature.task == "generation":
+        from batch_platform.core.models import text_generation
+
+        return text_generation.load(folder, signature, device, dtype)
+    with quiet_transformers():
+        tokenizer = load_tokenizer(folder)
         has_head = signature.task == "classification" and not (folder / text_folder.HEAD_FILE).is_file()
         model = _load_model(folder, has_head, dtype).to(device)
     signature = _completed(signature, folder, model.config, has_head)
     backend = use_fastest(model) if (device, dtype) == ("cpu", "float32") else "torch"
     network = _own_head(model) if has_head else _pooled(model, folder, signature, device)
-    limit = _token_limit(tokenizer, model.config, signature)
+    limit = token_limit(tokenizer, model.config, signature)
     return TextPredictor(TextTokenizer(tokenizer, limit), network, signature, device, dtype, backend)
 
 
@@ -165,19 +103,6 @@ def _completed(signature: ModelSignature, folder: Path, config: Any, has_head: b
         normalize = text_folder.folder_normalizes(folder)
     check_width(config.hidden_size, signature)
     return replace(signature, pooling=pooling, normalize=normalize, output_size=config.hidden_size)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=False, use_fast=True
-    )
-    if not tokenizer.is_fast:
-        raise ModelError(f"{folder}: has no fast tokenizer: save it with a tokenizer.json")
-    if tokenizer.pad_token_id is None:
-        raise ModelError(f"{folder}: the tokenizer has no padding token: set one and save it again")
-    return tokenizer
 
 
 def _load_model(folder: Path, has_head: bool, dtype: str) -> Any:
@@ -242,31 +167,3 @@ def _load_head(folder: Path, signature: ModelSignature, width: int, device: str)
             f"{folder / text_folder.HEAD_FILE}: has {shapes}, the body and the labels need {asked}"
         )
     return head["weight"].float(), head["bias"].float()
-
-
-def _token_limit(tokenizer: Any, config: Any, signature: ModelSignature) -> int:
-    limits = [tokenizer.model_max_length]
-    if signature.max_tokens is not None:
-        limits.append(signature.max_tokens)
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        # Models of the RoBERTa family count positions from the padding id on.
-        skipped = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-        limits.append(positions - skipped)
-    return int(min(limits))
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and load reports on standard error; what they say is checked and raised."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

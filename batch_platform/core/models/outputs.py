@@ -11,9 +11,12 @@ import pyarrow.compute as pc
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.errors import SignatureError
 
+# In rows of token ids: nothing more was generated; the model's scores were no numbers.
+END_OF_TEXT, NOT_FINITE = -1, -2
+
 
 def columns(raw: np.ndarray, signature: ModelSignature, are_probabilities: bool = False) -> pa.RecordBatch:
-    """Name a model's outputs.
+    """Name a model's outputs; those of a generation need its tokenizer, and its predictor names them.
 
     Args:
         raw: (rows, width) float32 or float64: logits in the order of the labels, one prediction, or an embedding.
@@ -82,7 +85,7 @@ def bad_rows(raw: np.ndarray, named: pa.RecordBatch, signature: ModelSignature) 
     """Which rows hold no usable answer.
 
     Args:
-        raw: (rows, width) what the model computed.
+        raw: (rows, width) what the model computed; of a generation, token ids.
         named: the same rows as columns of `signature.output_schema()`.
         signature: says which values are possible.
 
@@ -114,6 +117,8 @@ def _faults(
     elif signature.task == "regression":
         prediction = named.column("prediction").to_numpy(zero_copy_only=False)
         faults.append(("prediction is NaN or infinite", ~np.isfinite(prediction)))
+    elif signature.task == "generation":
+        faults = [("the model's output is NaN or infinite", (raw == NOT_FINITE).any(axis=1))]
     elif signature.output_size is not None:
         faults.append(
             (

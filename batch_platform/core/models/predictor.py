@@ -72,11 +72,11 @@ class Predictor(ABC):
             rows: (n,) int64, numbers of the rows, in any order.
 
         Returns:
-            (n, width) float32 or float64, in the order of `rows`.
+            (n, width) float32 or float64, in the order of `rows`; of a generation, int32 token ids.
         """
 
     def finish(self, raw: np.ndarray) -> pa.RecordBatch:
-        """Name the outputs: (rows, width) -> rows of `signature.output_schema()`."""
+        """Name the outputs: (rows, width) as `forward` gave them -> rows of `signature.output_schema()`."""
         return outputs.columns(raw, self.signature)
 
     def release(self) -> None:
@@ -97,6 +97,7 @@ class SignatureRequest:
     max_tokens: int | None = None
     pooling: Pooling | None = None
     positive_class: str | None = None
+    max_new_tokens: int | None = None
 
     @property
     def given(self) -> list[str]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from batch_platform.core.data.files import Location
 from batch_platform.errors import SignatureError
 
-Task = Literal["classification", "regression", "embedding"]
+Task = Literal["classification", "regression", "embedding", "generation"]
 Pooling = Literal["mean", "cls"]
 
 # The types of the contract (`ColumnType`), as Arrow types.
@@ -63,7 +63,7 @@ class ModelSignature:
 
     Attributes:
         inputs: the feature columns that the model reads; others are ignored.
-        task: classification, regression or embedding.
+        task: classification, regression, embedding or generation.
         labels: classification only, in the order of the logits.
         positive_class: of two labels, the one whose probability is the score.
         text_column: for text models, the string column to read.
@@ -71,6 +71,7 @@ class ModelSignature:
         pooling: embeddings of text; None: as the model folder says, else mean.
         normalize: scale embeddings to length 1; None: as the model folder says, else not.
         output_size: length of an embedding; None where it is not known before loading.
+        max_new_tokens: generation only, a text gets at most so many tokens.
     """
 
     inputs: tuple[InputColumn, ...]
@@ -82,6 +83,7 @@ class ModelSignature:
     pooling: Pooling | None = None
     normalize: bool | None = None
     output_size: int | None = None
+    max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
         # Lists and mappings, as JSON has them, are taken as well.
@@ -120,6 +122,14 @@ class ModelSignature:
             raise SignatureError(f"the labels of the signature are not distinct names: {list(self.labels)}")
         if self.positive_class is not None:
             self._check_positive_class(self.positive_class)
+        self._check_generation()
+
+    def _check_generation(self) -> None:
+        if self.task != "generation":
+            if self.max_new_tokens is not None:
+                raise SignatureError(f"max_new_tokens has no meaning for the task {self.task}")
+        elif self.text_column is None or self.max_new_tokens is None or self.max_new_tokens < 1:
+            raise SignatureError("a generation needs a text_column, and max_new_tokens of at least 1")
 
     def _check_positive_class(self, label: str) -> None:
         if label not in self.labels:
@@ -172,13 +182,17 @@ class ModelSignature:
             }
         elif self.task == "regression":
             columns = {"prediction": pa.float64()}
+        elif self.task == "generation":
+            columns = {"generated_text": pa.string()}
         else:
             columns = {"embedding": pa.list_(pa.float32())}
         return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
 
     def to_dict(self) -> dict[str, Any]:
         """The signature as JSON has it; `from_dict` reads it back."""
-        return json.loads(json.dumps(asdict(self)))
+        values = json.loads(json.dumps(asdict(self)))
+        # Digests of versions are made of this: a field that came later stays out where it says nothing.
+        return {name: value for name, value in values.items() if name not in _LATER or value is not None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelSignature":
@@ -213,6 +227,7 @@ class ModelSignature:
             raise SignatureError(f"{path}: {error}") from None
 
 
+_LATER = ("max_new_tokens",)
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "inputs": (list, tuple),
     "labels": (list, tuple),
@@ -223,6 +238,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "pooling": (str, type(None)),
     "normalize": (bool, type(None)),
     "output_size": (int, type(None)),
+    "max_new_tokens": (int, type(None)),
 }
 
 

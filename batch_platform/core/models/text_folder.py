@@ -13,6 +13,7 @@ from batch_platform.core.models.signature import InputColumn, ModelSignature, Po
 from batch_platform.errors import ModelError, SignatureError
 
 HEAD_FILE = "head.safetensors"
+DEFAULT_NEW_TOKENS = 64
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
@@ -36,8 +37,13 @@ def describe(folder: Path, request: SignatureRequest) -> ModelSignature:
             )
     elif request.labels is not None:
         raise SignatureError(f"labels have no meaning for the task {task}: leave them out")
+    generates = task == "generation"
+    if generates and request.pooling is not None:
+        raise SignatureError(f"{folder}: pooling has no meaning for the task {task}: leave it out")
+    if not generates and request.max_new_tokens is not None:
+        raise SignatureError(f"max_new_tokens has no meaning for the task {task}: leave it out")
     embeds = task == "embedding"
-    pools = embeds or (folder / HEAD_FILE).is_file()
+    pools = embeds or (task == "classification" and (folder / HEAD_FILE).is_file())
     return ModelSignature(
         inputs=(InputColumn(column, "string"),),
         task=task,
@@ -48,6 +54,7 @@ def describe(folder: Path, request: SignatureRequest) -> ModelSignature:
         pooling=(request.pooling or folder_pooling(folder) or "mean") if pools else None,
         normalize=folder_normalizes(folder) if embeds else None,
         output_size=hidden_size(config) if embeds else None,
+        max_new_tokens=(request.max_new_tokens or _new_tokens(folder)) if generates else None,
     )
 
 
@@ -61,7 +68,11 @@ def check_folder(folder: Path, signature: ModelSignature) -> None:
     config = read_json(folder / "config.json")
     if signature.task == "regression":
         raise SignatureError(
-            f"{folder}: a transformers model does classification or embedding, not regression"
+            f"{folder}: a transformers model does classification, embedding or generation, not regression"
+        )
+    if signature.task == "generation" and not _generates(config):
+        raise SignatureError(
+            f"{folder / 'config.json'}: the architecture {config.get('architectures')} does not generate text"
         )
     if signature.text_column is None:
         raise SignatureError(f"{folder}: the signature of a text model needs a text_column")
@@ -153,7 +164,20 @@ def _modules(folder: Path) -> list[str]:
 def _task(folder: Path, config: dict[str, Any]) -> Task:
     names = config.get("architectures") or []
     classifies = any(str(name).endswith("ForSequenceClassification") for name in names)
-    return "classification" if classifies or (folder / HEAD_FILE).is_file() else "embedding"
+    if classifies or (folder / HEAD_FILE).is_file():
+        return "classification"
+    return "generation" if _generates(config) else "embedding"
+
+
+def _generates(config: dict[str, Any]) -> bool:
+    names = [str(name) for name in config.get("architectures") or []]
+    return any(name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) for name in names)
+
+
+def _new_tokens(folder: Path) -> int:
+    path = folder / "generation_config.json"
+    said = read_json(path).get("max_new_tokens") if path.is_file() else None
+    return said if isinstance(said, int) else DEFAULT_NEW_TOKENS
 
 
 def _are_placeholders(labels: tuple[str, ...]) -> bool:

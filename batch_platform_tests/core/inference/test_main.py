@@ -158,3 +158,20 @@ def test_the_time_out_reaches_the_engine(folder, rows, monkeypatch):
     )
     command.main(_arguments(folder / "text", rows, **{"batch-timeout": 7.5}))
     assert [patience.batch_timeout for patience in given] == [7.5]
+
+
+@pytest.mark.parametrize("make", [tiny_models.text_answerer, tiny_models.text_continuer])
+def test_generation(rows, tmp_path, make, capsys):
+    model = make(tmp_path / "model")
+    changes = {"task": "generation", "max-new-tokens": 6, "batch-tokens": 100}
+    assert command.main(_arguments(model, rows, **changes)) == 1
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.schema.field("generated_text").type == pa.string()
+    assert table["id"].to_pylist() == [key for key in range(200) if key != 7]
+    texts = table["generated_text"].to_pylist()
+    assert max(len(text.split()) for text in texts) == 6
+    # Other batches, equal texts.
+    changes |= {"batch-tokens": 5000, "output": tmp_path / "again.parquet"}
+    assert command.main(_arguments(model, rows, **changes)) == 1
+    assert pq.read_table(tmp_path / "again.parquet")["generated_text"].to_pylist() == texts
+    assert "NullText" in capsys.readouterr().err

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from batch_platform.core.models.flavor_transformers import CHARACTERS_PER_TOKEN, TextTokenizer
 from batch_platform.core.models.predictor import SignatureRequest, describe, load_predictor
+from batch_platform.core.models.text_tokens import CHARACTERS_PER_TOKEN, TextTokenizer
 from batch_platform.errors import ModelError, SignatureError
 from batch_platform_tests import tiny_models
 
