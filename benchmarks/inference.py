@@ -1,17 +1,19 @@
-"""Embeddings of real e-mails on a CPU: the engine beside what people would use instead, in one table.
+"""Embeddings of real texts on a CPU, paragraphs of e-mails or whole ones, by the engine and by
+what people would use instead.
 
 Every contender is a process of its own that reads Parquet and writes Parquet. All run in turn, round after round, so
 that what else the machine does hits all alike; the table has medians of the rounds, and medians of the rounds'
 ratios. Start-up is measured with one row and taken off. Needs the data of `make demo`. Contenders that are not
 installed are left out: `uv pip install sentence-transformers`, `uv pip install "ray[data]"`.
 
-    python -m benchmarks.inference --rows 1000
+    python -m benchmarks.inference
 """
 
 import argparse
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -47,7 +49,7 @@ def main() -> int:
     model = options.model
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        texts = _texts(options.rows)
+        texts = _texts(options.texts, options.rows)
         _write(folder / "all.parquet", texts)
         _write(folder / "one.parquet", texts[:1])
         lengths = np.array(lengths_of(model, texts))
@@ -63,14 +65,16 @@ def main() -> int:
     return 0
 
 
-def _texts(rows: int) -> list[str]:
+def _texts(kind: str, rows: int) -> list[str]:
     days = sorted((DATA / "email_triage" / "raw").glob("*.jsonl"))
     if not days:
         raise SystemExit(f"{DATA}: no e-mails there: run `make demo` first")
     emails = [json.loads(line) for day in days for line in day.open(encoding="utf-8")]
     texts = [f"{email['subject']}\n{email['body']}" for email in emails]
+    if kind == "paragraphs":
+        texts = [part for text in texts for part in re.split(r"\n\s*\n", text) if part.strip()]
     if rows > len(texts):
-        raise SystemExit(f"there are {len(texts)} e-mails: --rows is too many")
+        raise SystemExit(f"there are {len(texts)} {kind}: --rows is too many")
     return [texts[place] for place in np.random.default_rng(0).choice(len(texts), rows, replace=False)]
 
 
@@ -151,7 +155,7 @@ def _print_table(
 ) -> None:
     tokens = int(lengths.sum())
     print(
-        f"{len(texts)} e-mails, {tokens} useful tokens (mean {lengths.mean():.0f}, 95th percentile "
+        f"{len(texts)} texts, {tokens} useful tokens (mean {lengths.mean():.0f}, 95th percentile "
         f"{np.percentile(lengths, 95):.0f}); {threads} threads; raw FMA peak {peak / 1e9:.0f} GFLOP/s a thread\n"
     )
     print("| contender | useful tokens per CPU-second | of raw FMA peak | speed of ours over it | padding | "
@@ -181,7 +185,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=int, default=1000, help="e-mails to score")
+    parser.add_argument("--texts", choices=["paragraphs", "emails"], default="paragraphs")
+    parser.add_argument("--rows", type=int, default=5000, help="how many of them, drawn at random")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--model", type=Path, default=DATA / "minilm", help="folder of MiniLM-L6")
