@@ -25,7 +25,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(12, id="few"), pytest.param(700, id="many", marks=pytest.mark.torture)]
+    "kills", [pytest.param(12, id="few"), pytest.param(1200, id="many", marks=pytest.mark.torture)]
 )
 @pytest.mark.timeout(7200)
 def test_killed_at_a_random_moment(bench: Bench, kills: int) -> None:
