@@ -82,7 +82,7 @@ class Project:
         return {
             **os.environ,
             "PATH": f"{BIN}:{os.environ['PATH']}",
-            "PYTHONPATH": str(self.folder),
+            "PYTHONPATH": f"{self.folder}:{REPOSITORY}",  # the code under test, wherever else one is installed
             "DAGSTER_HOME": str(self.home),
             "BATCH_PLATFORM_ROOT": str(self.settings.root),
             "DO_NOT_TRACK": "1",

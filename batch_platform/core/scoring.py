@@ -6,7 +6,7 @@ parameter or code has another fingerprint and starts afresh. It does not know ho
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +22,7 @@ from batch_platform.core.data.ledger import FinishedShard, ShardLedger, discard_
 from batch_platform.core.data.staging import read_files, stage
 from batch_platform.core.inference.batching import shard_rows
 from batch_platform.core.inference.engine import Engine, ShardResult
+from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
@@ -134,8 +135,9 @@ def score_partition(
         publishable(slice_, "predictions", checks, rejected)
 
         stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
-        _record_stats(slice_, stats, work.fingerprint)
-        what = {**_describe(work), "stats": stats.to_dict(), "shards": len(shards)}
+        told = _with_cost(stats, slice_.settings.hourly_rate)
+        _record_stats(slice_, told, work.fingerprint)
+        what = {**_describe(work), "stats": told, "shards": len(shards)}
         commit = publish(
             slice_, "predictions", staged, work.schema, rejected, work.fingerprint, attempt, **what
         )
@@ -248,14 +250,15 @@ def _score_missing_shards(
 ) -> int:
     """Score what the ledger does not have; returns the number of all shards."""
     waiting: deque[tuple[int, pa.Table]] = deque()
-    shards = done_rows = 0
+    shards = 0
+    meter = ProgressMeter(_rows_to_score(work))
 
     def missing() -> Iterator[pa.Table]:
-        nonlocal shards, done_rows
+        nonlocal shards
         for index, features in enumerate(_cut(slice_, work)):
             shards += 1
             if ledger.finished(index) is not None:
-                done_rows += features.num_rows
+                meter.found(features.num_rows)
                 continue
             waiting.append((index, features))
             yield features
@@ -269,8 +272,8 @@ def _score_missing_shards(
             "failures": [[f.row_key, f.error_type, f.message] for f in result.failures],
         }
         ledger.record(index, rows, notes)
-        done_rows += features.num_rows
-        progress(f"{slice_.about}: {done_rows} of {_rows_to_score(work)} rows scored")
+        meter.scored(result.stats)
+        progress(f"{slice_.about}: {meter.line()}")
     return shards
 
 
@@ -396,7 +399,13 @@ def _result(work: Work, commit: Commit, checks: tuple[gate.CheckResult, ...], re
     )
 
 
-def _record_stats(slice_: Slice, stats: RunStats, fingerprint_: str) -> None:
-    plain = {name: value for name, value in stats.to_dict().items() if isinstance(value, int | float | str)}
-    batch = pa.RecordBatch.from_pylist([{"fingerprint": fingerprint_, "run_id": slice_.run.run_id, **plain}])
+def _with_cost(stats: RunStats, hourly_rate: float | None) -> dict[str, int | float]:
+    """The statistics, with a price where one is configured."""
+    if hourly_rate is None:
+        return stats.to_dict()
+    return {**stats.to_dict(), "cost_per_1000_rows": round(stats.cost_per_1000_rows(hourly_rate), 6)}
+
+
+def _record_stats(slice_: Slice, stats: Mapping[str, int | float], fingerprint_: str) -> None:
+    batch = pa.RecordBatch.from_pylist([{"fingerprint": fingerprint_, "run_id": slice_.run.run_id, **stats}])
     commit_small(slice_, "run_stats", batch, fingerprint_)

@@ -410,3 +410,15 @@ def test_staging_that_a_killed_run_left_behind_its_commit_goes(
     assert list(bench.mini.layout.staging(DAY).rglob("shard-*.json"))
     assert bench.score().reused
     assert not list(bench.mini.layout.staging(DAY).rglob("shard-*"))
+
+
+def test_statistics_say_what_rows_cost_where_a_price_is_known(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slice_ = bench.slice("priced")
+    priced = replace(slice_, settings=replace(slice_.settings, hourly_rate=3.6))
+    result = scoring.score_partition(priced, bench.model, bench.engine(bench.model), lambda line: None)
+    cost = result.metadata["stats cost_per_1000_rows"]
+    assert cost == pytest.approx(result.metadata["stats wall_seconds"] / result.rows, abs=1e-4)
+    stats = pl.read_delta(str(slice_.layout.table("run_stats")))
+    assert stats["cost_per_1000_rows"].to_list() == [cost]

@@ -65,7 +65,7 @@ def make_partition(folder: Path, key: str, run_id: str, hold: bool = False, alia
 
         def progress(line: str) -> None:
             nonlocal finished
-            if not line.endswith("rows scored"):
+            if " rows scored" not in line:
                 return
             finished += 1
             print("scored", flush=True)

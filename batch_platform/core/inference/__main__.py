@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from batch_platform.core.inference.batching import BatchPlan, shard_rows
 from batch_platform.core.inference.computing import BATCH_TIMEOUT, Patience
 from batch_platform.core.inference.engine import KEY, Engine, RowFailure, ShardResult
+from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.predictor import SIGNATURE_FILE, SignatureRequest, describe, load_predictor
 from batch_platform.core.models.signature import ModelSignature
@@ -31,6 +33,7 @@ SHARD_ROWS = 8192
 SHARD_BYTES = 64 * 2**20
 _READ_ROWS = 512  # texts
 _READ_NUMBERS = 65_536
+_PROGRESS_SECONDS = 10.0
 _SHOWN_FAILURES = 20
 _LISTED_FAILURES = 1000
 
@@ -124,10 +127,15 @@ def _stream(source: pq.ParquetFile, key: pa.Field, engine: Engine, output: Path)
     keys: deque[pa.ChunkedArray] = deque()
     schema = pa.schema([pa.field(key.name, key.type), *signature.output_schema()])
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    meter, told = ProgressMeter(source.metadata.num_rows), time.monotonic()
     try:
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for result in engine.score_stream(_shards(source, key.name, signature, keys)):
                 writer.write_table(_with_keys(result, keys.popleft(), schema, outcome))
+                meter.scored(result.stats)
+                if time.monotonic() - told >= _PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    print(meter.line(), file=sys.stderr)  # noqa: T201 -- a command speaks
         temporary.replace(output)
     finally:
         temporary.unlink(missing_ok=True)

@@ -53,6 +53,18 @@ class RunStats:
     def rows_per_second(self) -> float:
         return self.rows / self.wall_seconds if self.wall_seconds else 0.0
 
+    @property
+    def device_seconds_per_1000_rows(self) -> float:
+        return 1000 * self.forward_seconds / self.rows if self.rows else 0.0
+
+    def cost_per_1000_rows(self, hourly_rate: float) -> float:
+        """What 1,000 rows cost, by the time until the results were there.
+
+        Args:
+            hourly_rate: price of an hour of the device.
+        """
+        return 1000 * self.wall_seconds / 3600 * hourly_rate / self.rows if self.rows else 0.0
+
     @classmethod
     def combine(cls, parts: Iterable["RunStats"]) -> "RunStats":
         """The parts as one: sums, and the highest peak."""
@@ -66,8 +78,9 @@ class RunStats:
         return cls(**totals)
 
     def to_dict(self) -> dict[str, int | float]:
-        """The numbers by name, with `padding_waste` and `rows_per_second`."""
+        """The numbers by name, with those that follow from them."""
         derived = {
+            "device_seconds_per_1000_rows": round(self.device_seconds_per_1000_rows, 4),
             "padding_waste": round(self.padding_waste, 4),
             "rows_per_second": round(self.rows_per_second, 2),
         }

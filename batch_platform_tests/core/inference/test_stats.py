@@ -1,3 +1,5 @@
+import pytest
+
 from batch_platform.core.inference.stats import RunStats
 
 ONE = RunStats(rows=10, failed_rows=1, tokens=90, padded_tokens=100, wall_seconds=2.0, peak_memory_bytes=7)
@@ -23,3 +25,10 @@ def test_numbers_survive_json():
 def test_what_an_older_release_did_not_count_is_nothing():
     old = {name: value for name, value in ONE.to_dict().items() if name not in ("retries", "timeouts")}
     assert RunStats.from_dict(old) == ONE
+
+
+def test_what_a_thousand_rows_cost():
+    stats = RunStats(rows=500, wall_seconds=90.0, forward_seconds=45.0)
+    assert stats.cost_per_1000_rows(hourly_rate=4.0) == pytest.approx(0.2)
+    assert stats.to_dict()["device_seconds_per_1000_rows"] == 90.0
+    assert RunStats().cost_per_1000_rows(4.0) == 0.0
