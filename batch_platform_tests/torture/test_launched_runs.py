@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from batch_platform.core.data import files
 from batch_platform.core.verifying import verify
 from batch_platform_tests.mini import ATTRIBUTES, Mini
 from batch_platform_tests.project import BIN, Project
@@ -16,25 +17,25 @@ from batch_platform_tests.torture.bench import record
 
 _DAYS = [f"2026-01-{number:02}" for number in range(1, 9)]
 _NOT_VALUES = ("run_id", "scored_at")
-_ROUNDS, _KILLS = 8, 3
+_ROUNDS, _KILLS = 5, 3
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(7200)
 def test_killed_three_times_and_finished(tmp_path: Path) -> None:
     undisturbed = made(tmp_path / "undisturbed")
-    seconds = launched(undisturbed)
+    launch(undisturbed)
     expected = values(undisturbed.mini())
     draw, kills = random.Random(3), 0
     for number in range(_ROUNDS):
         project = made(tmp_path / f"round-{number}")
         for _ in range(_KILLS):
-            kills += killed(project, draw.uniform(0.3 * seconds, seconds))
-        launched(project)
+            kills += killed(project, more=draw.randint(1, 2), delay=draw.uniform(0, 0.3))
+        launch(project)
         mini = project.mini()
         assert values(mini).equals(expected)
         assert verify(mini.spec, mini.settings, mini.folder).problems == ()
-    assert kills > _ROUNDS
+    assert kills == _ROUNDS * _KILLS
     record(
         "kill -9 of `dg launch` of 8 dates, thrice each",
         kills,
@@ -56,15 +57,18 @@ def words() -> list[str]:
     return ["dg", "launch", "--job", "mini", "--partition-range", f"{_DAYS[0]}...{_DAYS[-1]}"]
 
 
-def launched(project: Project) -> float:
-    started = time.monotonic()
+def launch(project: Project) -> None:
     done = project.command(*words())
     assert done.returncode == 0, done.stdout[-2000:]
-    return time.monotonic() - started
 
 
-def killed(project: Project, seconds: float) -> bool:
-    """Launch, and kill the whole process group after so many seconds; returns whether it was still at work."""
+def killed(project: Project, more: int, delay: float) -> bool:
+    """Launch, and kill the whole process group some moments after it committed predictions so many times more.
+
+    Returns:
+        Whether it was still at work.
+    """
+    wanted = commits(project) + more
     process = subprocess.Popen(
         [str(BIN / "dg"), *words()[1:]],
         cwd=project.folder,
@@ -73,13 +77,18 @@ def killed(project: Project, seconds: float) -> bool:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    while process.poll() is None and commits(project) < wanted:
+        time.sleep(0.01)
+    time.sleep(delay)
+    was_at_work = process.poll() is None
+    if was_at_work:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        return True
-    return False
+    process.wait()
+    return was_at_work
+
+
+def commits(project: Project) -> int:
+    return len(files.entries(project.layout("mini").table("predictions") / "_delta_log", "*.json"))
 
 
 def values(mini: Mini) -> object:
