@@ -386,5 +386,9 @@ def _check_names(name: str, alias: str | None, by: str, why: str) -> None:
 def _remove_abandoned(scratch: Path) -> None:
     """Copies left by registrations that were killed; a running one is younger."""
     for path in scratch.glob("*"):
-        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+        try:
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:  # its registration ended just now
+            continue
+        if age > _ABANDONED_SECONDS:
             files.remove_folder(path)
