@@ -48,12 +48,20 @@ def day(number: int) -> str:
     return str(START + timedelta(days=number))
 
 
-def record(fault: str, runs: int, outcome: str) -> None:
-    """Add a line to the torture table, where one is being made."""
+def record(fault: str, runs: int, outcome: str, **counts: int) -> None:
+    """Add a line to the torture table, where one is being made.
+
+    Args:
+        fault: what was done.
+        runs: how many times.
+        outcome: what came of it, with the names of counts in braces.
+        counts: by name; those of equal lines are added up.
+    """
     path = os.environ.get(RESULTS_VARIABLE)
     if path:
+        line = {"fault": fault, "runs": runs, "outcome": outcome, "counts": counts}
         with Path(path).open("a") as stream:
-            stream.write(json.dumps({"fault": fault, "runs": runs, "outcome": outcome}) + "\n")
+            stream.write(json.dumps(line) + "\n")
 
 
 @dataclass

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,13 +39,15 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines that the tests wrote, in the order of the first of each fault; runs of equal lines are added up."""
-    runs: dict[tuple[str, str], int] = {}
+    """The lines that the tests wrote, in the order of the first of each fault; equal ones are added up."""
+    runs: dict[tuple[str, str], Counter[str]] = {}
     for text in path.read_text().splitlines():
         found = json.loads(text)
-        key = (found["fault"], found["outcome"])
-        runs[key] = runs.get(key, 0) + found["runs"]
-    return [Line(fault, count, outcome) for (fault, outcome), count in runs.items()]
+        counts = runs.setdefault((found["fault"], found["outcome"]), Counter())
+        counts.update({"runs": found["runs"], **found["counts"]})
+    return [
+        Line(fault, counts["runs"], outcome.format_map(counts)) for (fault, outcome), counts in runs.items()
+    ]
 
 
 def table(lines: Iterable[Line]) -> str:

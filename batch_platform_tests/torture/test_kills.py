@@ -45,8 +45,9 @@ def test_killed_at_a_random_moment(bench: Bench, kills: int) -> None:
     record(
         "kill -9 at a random moment",
         died,
-        f"all values equal the undisturbed run's; 0 rows lost or doubled; {resumed} runs went on from finished shards, none "
+        "all values equal the undisturbed run's; 0 rows lost or doubled; {resumed} runs went on from finished shards, none "
         "was scored again",
+        resumed=resumed,
     )
 
 

@@ -49,7 +49,8 @@ def test_killed_at_a_random_moment(bench: Bench, is_short: bool, request: pytest
     record(
         f"kill -9 at a random moment, S3 ({server_of(request)})",
         died,
-        f"all values equal the undisturbed run's; 0 rows lost or doubled; {resumed} runs went on from finished shards",
+        "all values equal the undisturbed run's; 0 rows lost or doubled; {resumed} runs went on from finished shards",
+        resumed=resumed,
     )
 
 

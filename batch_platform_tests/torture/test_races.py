@@ -134,7 +134,7 @@ def test_a_reader_sees_whole_snapshots_alone(bench: Bench, runs: int) -> None:
     reads, versions = map(int, said.split())
     assert reads > runs
     assert versions == 2
-    record("a reader through re-scores", runs, f"{reads} reads, each of one whole snapshot")
+    record("a reader through re-scores", runs, "{reads} reads, each of one whole snapshot", reads=reads)
 
 
 @pytest.mark.skipif(shutil.which("sh") is None, reason="no shell")

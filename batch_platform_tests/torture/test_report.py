@@ -13,13 +13,14 @@ def test_lines_of_one_fault_are_one_row(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "results.jsonl"
     monkeypatch.setenv(RESULTS_VARIABLE, str(path))
     record("disk full", 1_500, "refused")
-    record("kill -9", 2, "resumed")
+    record("kill -9", 2, "{resumed} resumed", resumed=1)
     record("disk full", 500, "refused")
-    assert [json.loads(line)["runs"] for line in path.read_text().splitlines()] == [1500, 2, 500]
+    record("kill -9", 30, "{resumed} resumed", resumed=12)
+    assert [json.loads(line)["runs"] for line in path.read_text().splitlines()] == [1500, 2, 500, 30]
     lines = report.read_lines(path)
     assert report.table(lines).splitlines()[2:] == [
         "| disk full | 2,000 | refused |",
-        "| kill -9 | 2 | resumed |",
+        "| kill -9 | 32 | 13 resumed |",
     ]
 
 

@@ -72,7 +72,8 @@ def test_a_full_disk(tmp_path: Path, sizes: int) -> None:
     record(
         "disk full",
         sizes,
-        f"{refusals} runs ended with StorageError, none committed in part; the next run finished all",
+        "{refusals} runs ended with StorageError, none committed in part; the next run finished all",
+        refusals=refusals,
     )
 
 
