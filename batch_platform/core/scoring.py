@@ -137,7 +137,9 @@ def score_partition(
         stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
         told = _with_cost(stats, slice_.settings.hourly_rate)
         _record_stats(slice_, told, work.fingerprint)
-        what = {**_describe(work), "stats": told, "shards": len(shards)}
+        what = {**_describe(work), "stats": told}
+        # The run and the time that a row keeps when it is reused lead to the shard that it was scored in.
+        what["shards"] = [[shard.notes["run_id"], shard.notes["scored_at"]] for shard in shards]
         commit = publish(
             slice_, "predictions", staged, work.schema, rejected, work.fingerprint, attempt, **what
         )
@@ -268,6 +270,8 @@ def _score_missing_shards(
         index, features = waiting.popleft()
         rows = _decorate(slice_, work, features, result)
         notes = {
+            "run_id": slice_.run.run_id,
+            "scored_at": _scored_at(rows),
             "stats": result.stats.to_dict(),
             "failures": [[f.row_key, f.error_type, f.message] for f in result.failures],
         }
@@ -339,6 +343,11 @@ def _decorate(slice_: Slice, work: Work, features: pa.Table, result: ShardResult
         pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC")), outputs.num_rows
     )
     return pa.table({name: columns[name] for name in work.schema.names}, schema=work.schema)
+
+
+def _scored_at(rows: pa.Table) -> str:
+    """The time that all rows of a shard have; empty where no row of it could be scored."""
+    return rows["scored_at"][0].as_py().isoformat(timespec="microseconds") if rows.num_rows else ""
 
 
 def _decide(score: pa.ChunkedArray, signature: ModelSignature, decision: DecisionSpec) -> pa.ChunkedArray:

@@ -17,6 +17,7 @@ from batch_platform.core.data.files import Location, fsync_file, fsync_folder, s
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 16 * 2**20
 FILE_BYTES = 256 * 2**20
+_UNIQUE = frozenset({"row_key", "input_hash"})
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class _OpenFile:
         self._path = path
         self._rows = 0
         with writing(path):
-            self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+            self._writer = pq.ParquetWriter(
+                path, schema, compression="zstd", use_dictionary=_repeating(schema)
+            )
 
     @property
     def is_large(self) -> bool:
@@ -111,6 +114,16 @@ def read_files(paths: Iterable[Location], columns: list[str] | None = None) -> I
         # partitioning=None: a folder named partition_key=... must not become a column.
         with pq.ParquetFile(path if isinstance(path, Path) else path.open()) as file:
             yield from file.iter_batches(batch_size=ROW_GROUP_ROWS // 4, columns=columns)
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """Parquet paths of the columns whose values may repeat.
+
+    A dictionary of values that are all different is given up only after it was filled: without one, finding a key
+    among 10 million took 0.6 CPU-seconds instead of 0.95, and the files are a twelfth smaller.
+    """
+    columns = [field for field in schema if field.name not in _UNIQUE]
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in columns]
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
