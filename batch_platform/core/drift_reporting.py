@@ -105,12 +105,11 @@ Watched = dict[str, dict[str, str]]  # table -> column -> its name in profiles a
 
 def _watched(slice_: Slice) -> Watched:
     """Columns to judge: features that are no keys and not sensitive, and the model's outputs."""
-    sensitive = {name for name, column in slice_.spec.source.columns.items() if column.sensitive}
     features = slice_.lake.schema("features")
     predictions = slice_.lake.schema("predictions")
     assert features is not None
     assert predictions is not None
-    hidden = sensitive | {"row_key", slice_.spec.source.row_key}
+    hidden = slice_.spec.sensitive_columns | {"row_key", slice_.spec.source.row_key}
     watchable = [name for name in features.names if name not in hidden]
     chosen = slice_.spec.drift.columns
     names = watchable if chosen == "auto" else list(chosen)

@@ -4,7 +4,9 @@ Reads the committed raw rows batch by batch, sets rows aside that the recipe can
 commits once. It does not know what the features mean.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,12 +16,14 @@ from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.staging import read_files, stage
+from batch_platform.core.features.lookups import Joined, beside, join_lookups
 from batch_platform.core.features.recipe import Recipe, load_recipe, passthrough
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.quarantine import payload_of, standing_quarantine
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import SourceError
 
 
 def recipe_of(spec: PipelineSpec) -> Recipe:
@@ -33,6 +37,19 @@ def recipe_of(spec: PipelineSpec) -> Recipe:
     return load_recipe(spec.features.recipe)
 
 
+def recipe_with(spec: PipelineSpec, joined: Sequence[Joined]) -> Recipe:
+    """The recipe of `recipe_of`; where columns pass through, those of the lookups do too.
+
+    Raises:
+        RecipeError: the named recipe cannot be loaded.
+    """
+    recipe = recipe_of(spec)
+    passes = spec.features is None or spec.features.recipe is None
+    return (
+        recipe.passing(pa.schema([field for each in joined for field in each.schema])) if passes else recipe
+    )
+
+
 def features_schema(recipe: Recipe) -> pa.Schema:
     """Columns of the features table: `row_key`, then the recipe's output."""
     return pa.schema([pa.field("row_key", pa.string(), nullable=False), *recipe.output])
@@ -43,15 +60,36 @@ def featurize_partition(slice_: Slice) -> StageResult:
 
     Raises:
         UpstreamMissingError: the partition has not been landed.
+        SourceError: a lookup is not there, cannot be read, or contradicts the pipeline file.
         RecipeError: the recipe cannot be loaded or breaks its promise.
         GateError: too many bad rows, or features that break the recipe's schema; nothing was committed.
         StorageError: the lake cannot be written.
     """
-    spec, lake, slot = slice_.spec, slice_.lake, Slot("features", slice_.key)
     raw = slice_.committed("raw")
-    recipe = recipe_of(spec)
+    with slice_.workspace("lookups", 0) as folder:
+        return _featurize(slice_, raw, _joined(slice_, folder))
+
+
+def _joined(slice_: Slice, folder: Path) -> list[Joined]:
+    """The lookups' columns for the raw rows, made anew each time: only so is it known whether a lookup has changed."""
+
+    def raw(columns: list[str]) -> Iterator[pa.RecordBatch]:
+        return slice_.lake.batches("raw", slice_.key, columns)
+
+    try:
+        return join_lookups(slice_.spec, slice_.partition, raw, slice_.base, folder)
+    except SourceError as error:
+        raise type(error)(f"{slice_.about}: {error}") from None
+
+
+def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined]) -> StageResult:
+    lake, slot = slice_.lake, Slot("features", slice_.key)
+    recipe = recipe_with(slice_.spec, joined)
     schema = features_schema(recipe)
-    identity = fingerprint({"raw": raw.fingerprint, "recipe": recipe.version, "code": code_version()})
+    made_of: dict[str, Any] = {"raw": raw.fingerprint, "recipe": recipe.version, "code": code_version()}
+    if joined:
+        made_of["lookups"] = [[each.schema.names, each.digests] for each in joined]
+    identity = fingerprint(made_of)
     entering = raw.rows
     standing = lake.head(slot)
     if standing is not None and standing.fingerprint == identity:
@@ -65,7 +103,7 @@ def featurize_partition(slice_: Slice) -> StageResult:
     attempt = lake.begin(slot)
     rejected: list[Rejected] = []
     with slice_.workspace("features", attempt) as folder:
-        staged = stage(_features(slice_, recipe, schema, rejected), schema, folder, "features")
+        staged = stage(_features(slice_, recipe, schema, joined, rejected), schema, folder, "features")
         checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
         publishable(slice_, "features", checks, rejected)
         what = {
@@ -74,6 +112,7 @@ def featurize_partition(slice_: Slice) -> StageResult:
             "code_version": code_version(),
             "raw_fingerprint": raw.fingerprint,
             "rows_in": entering,
+            "lookups": [each.describe() for each in joined],
         }
         commit = publish(slice_, "features", staged, schema, rejected, identity, attempt, **what)
     return _result(commit, checks, reused=False)
@@ -96,15 +135,20 @@ def _result(commit: Commit, checks: tuple[gate.CheckResult, ...], reused: bool) 
         data_version=commit.fingerprint,
         reused=reused,
         checks=checks,
-        metadata={name: receipt[name] for name in ("rows_in", "quarantined", "recipe", "recipe_version")},
+        metadata={
+            **{name: receipt[name] for name in ("rows_in", "quarantined", "recipe", "recipe_version")},
+            **{f"lookup {each['uri']}": each for each in receipt.get("lookups", ())},
+        },
     )
 
 
 def _features(
-    slice_: Slice, recipe: Recipe, schema: pa.Schema, rejected: list[Rejected]
+    slice_: Slice, recipe: Recipe, schema: pa.Schema, joined: Sequence[Joined], rejected: list[Rejected]
 ) -> Iterator[pa.RecordBatch]:
-    masked = any(column.sensitive for column in slice_.spec.source.columns.values())
-    for raw in slice_.lake.batches("raw", slice_.key):
+    masked = bool(slice_.spec.sensitive_columns)
+    required = [name for each in joined for name in sorted(each.required)]
+    for whole in beside(slice_.lake.batches("raw", slice_.key), joined):
+        raw = _with_required(slice_, whole, required, rejected)
         features, kept, failures = recipe.apply_with_failures(raw, mask_values=masked)
         for failure in failures:
             rejected.append(_rejected(slice_, raw, failure.row, failure.error_type, failure.message))
@@ -119,6 +163,18 @@ def _features(
                 )
             )
         yield columns.filter(finite)
+
+
+def _with_required(
+    slice_: Slice, raw: pa.RecordBatch, required: Iterable[str], rejected: list[Rejected]
+) -> pa.RecordBatch:
+    """The rows that have a value in every column that a lookup must give; the others are rejected."""
+    for name in required:
+        for row in pc.indices_nonzero(raw[name].is_null()).to_pylist():
+            words = f"column {name} is required, and the lookup knows no value of it in its lookback"
+            rejected.append(_rejected(slice_, raw, row, "lookup_missing", words))
+        raw = raw.filter(raw[name].is_valid())
+    return raw
 
 
 def _finite_rows(batch: pa.RecordBatch) -> pa.Array:

@@ -115,7 +115,7 @@ def _standing(
 
 def payload_of(slice_: Slice, row: Mapping[str, Any]) -> str | None:
     """A row as it may be kept: as JSON, or nothing where the pipeline has sensitive columns."""
-    if any(column.sensitive for column in slice_.spec.source.columns.values()):
+    if slice_.spec.sensitive_columns:
         return None
     return json.dumps(row, default=str, ensure_ascii=False)[:_PAYLOAD_CHARACTERS]
 

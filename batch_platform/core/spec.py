@@ -6,6 +6,7 @@ Dagster, and reads nothing but the values it is given.
 """
 
 import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -61,9 +62,20 @@ RESERVED_COLUMNS = frozenset(
 )
 
 
+# Columns that landing adds.
+LANDED_COLUMNS = ("row_key", "partition_key", "source_file", "source_row")
+_NUMBERS = ("int32", "int64", "float32", "float64")
+
+
 class _Section(BaseModel):
     # protected_namespaces: pydantic reserves `model_`, which is our field's plain name.
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def _check_placeholders(uri: str) -> None:
+    unknown = set(re.findall(r"\{([^}]*)\}", uri)) - {"partition"}
+    if unknown:
+        raise ValueError(f"unknown placeholder {{{sorted(unknown)[0]}}}: only {{partition}} is known")
 
 
 class PartitionsSpec(_Section):
@@ -158,9 +170,7 @@ class SourceSpec(_Section):
     @field_validator("uri")
     @classmethod
     def _placeholders(cls, value: str) -> str:
-        unknown = set(re.findall(r"\{([^}]*)\}", value)) - {"partition"}
-        if unknown:
-            raise ValueError(f"unknown placeholder {{{sorted(unknown)[0]}}}: only {{partition}} is known")
+        _check_placeholders(value)
         return value
 
     @model_validator(mode="after")
@@ -183,14 +193,114 @@ class SourceSpec(_Section):
         return self
 
 
-class LookupSpec(_Section):
-    """A point-in-time join: the newest row not after the partition's end."""
+class AggregateSpec(_Section):
+    """A number made of the rows of a lookup that lie in the lookback."""
 
-    uri: str
-    format: Literal["parquet", "csv", "jsonl", "delta", "sql"] = "parquet"
-    on: str
-    event_time: str
-    lookback_days: int = Field(30, ge=1)
+    function: Literal["count", "sum", "mean", "min", "max"] = Field(
+        description="count: int64, 0 without rows; the others: float64, null without values."
+    )
+    column: str | None = Field(
+        None, description="Column of numbers, of which nulls are left out. count without one: rows."
+    )
+
+    @model_validator(mode="after")
+    def _column_is_there(self) -> "AggregateSpec":
+        if self.column is None and self.function != "count":
+            raise ValueError(f"{self.function} needs a column")
+        return self
+
+
+class LookupSpec(_Section):
+    """A point-in-time join: what was known of a raw row's key by a moment, and nothing from after it.
+
+    The moment is the end of the partition, which itself belongs to the next one, or an earlier one of the row's own
+    (`as_of`). A date is known when its day ends, in the pipeline's zone.
+    """
+
+    uri: str = Field(min_length=1, description="Like source.uri; {partition} is optional.")
+    format: Literal["parquet", "csv", "jsonl", "delta", "sql"] = Field(
+        "parquet", description="Format of the files. delta, sql: a later release."
+    )
+    on: str = Field(
+        description="Column of the lookup that holds the values of the contract's column of that name."
+    )
+    event_time: str = Field(
+        description="Column of the lookup that says since when a row is known: a timestamp; or a date, "
+        "which in CSV and JSONL is named as one under columns."
+    )
+    as_of: str | None = Field(
+        None,
+        description="Required date or timestamp of the contract: nothing from after the row's own moment is used. "
+        "null: the partition's end.",
+    )
+    lookback_days: int = Field(30, ge=1, le=36_500, description="Older rows of the lookup are not used.")
+    columns: dict[str, ColumnSpec] | None = Field(
+        None,
+        description="What is taken of the newest row, and the types of what the aggregates read. A row of the "
+        "lookup that breaks it fails the partition; `required`: a raw row without a value is quarantined. null: all "
+        "columns of the Parquet files but the key and the event time.",
+    )
+    aggregates: dict[str, AggregateSpec] = Field(
+        default_factory=dict,
+        description="Numbers by name, made of all rows in the lookback, instead of taking the newest row.",
+    )
+    prefix: str = Field("", pattern=r"^\w*$", description="Put before the names of what is taken.")
+    on_duplicate: Literal["fail", "last"] = Field(
+        "fail",
+        description="Rows that differ at the same key and newest moment: fail the partition, or take the one read last.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LookupSpec":
+        _check_placeholders(self.uri)
+        if self.columns is not None and not self.columns:
+            raise ValueError("columns is empty: name what to take, or leave it out")
+        if self.columns is None and self.format != "parquet":
+            raise ValueError(f"columns: name them with their types, which {self.format} files do not say")
+        for name in (self.on, self.event_time, *(self.columns or ())):
+            if name in LANDED_COLUMNS:
+                raise ValueError(f"column {name!r} has the name of a column that the platform adds")
+        if self.columns is not None and self.on in self.columns:
+            raise ValueError(f"columns names {self.on!r}, whose type is that of the contract")
+        time = None if self.columns is None else self.columns.get(self.event_time)
+        if time is not None and time.type not in ("date", "timestamp"):
+            raise ValueError(f"event_time {self.event_time!r} must be a date or timestamp, not {time.type}")
+        for name, aggregate in self.aggregates.items():
+            known = None if self.columns is None else self.columns.get(aggregate.column or "")
+            if self.columns is not None and aggregate.column is not None and known is None:
+                raise ValueError(f"aggregates.{name}: column {aggregate.column!r} is not among columns")
+            if known is not None and known.type not in _NUMBERS and aggregate.function != "count":
+                raise ValueError(f"aggregates.{name}: {aggregate.column!r} is {known.type}, and no number")
+        return self
+
+    def taken(self) -> dict[str, ColumnType] | None:
+        """Names and types of the columns that the lookup adds; None where the files say them."""
+        if self.aggregates:
+            kinds: dict[str, ColumnType] = {
+                name: "int64" if aggregate.function == "count" else "float64"
+                for name, aggregate in self.aggregates.items()
+            }
+        elif self.columns is not None:
+            kinds = {name: column.type for name, column in self.columns.items()}
+        else:
+            return None
+        return {f"{self.prefix}{name}": kind for name, kind in kinds.items()}
+
+    @property
+    def required(self) -> frozenset[str]:
+        """Columns that every raw row needs a value of, under the names that the recipe sees."""
+        return self._named(lambda column: column.required)
+
+    @property
+    def sensitive(self) -> frozenset[str]:
+        """Sensitive columns, under the names that the recipe sees; numbers made of them are sensitive too."""
+        return self._named(lambda column: column.sensitive)
+
+    def _named(self, has: Callable[[ColumnSpec], bool]) -> frozenset[str]:
+        found = {name for name, column in (self.columns or {}).items() if has(column)}
+        if self.aggregates:
+            found = {name for name, aggregate in self.aggregates.items() if aggregate.column in found}
+        return frozenset(f"{self.prefix}{name}" for name in found)
 
 
 class FeaturesSpec(_Section):
@@ -379,7 +489,10 @@ class PipelineSpec(_Section):
     owners: list[str] = Field(default_factory=list, description='E-mail addresses or "team:name".')
     partitions: PartitionsSpec = Field(description="The slices of time.")
     source: SourceSpec = Field(description="The raw inputs and their contract.")
-    lookups: list[LookupSpec] = Field(default_factory=list, description="A later release.")
+    lookups: list[LookupSpec] = Field(
+        default_factory=list,
+        description="Point-in-time joins, whose columns stand beside the raw ones for the recipe.",
+    )
     features: FeaturesSpec | None = Field(
         None, description="The recipe; without it the contract's columns pass through."
     )
@@ -412,6 +525,36 @@ class PipelineSpec(_Section):
                 raise ValueError(f"{owner!r} is neither an e-mail address nor team:name")
         return value
 
+    @model_validator(mode="after")
+    def _lookups_fit(self) -> "PipelineSpec":
+        names = {*self.source.columns, *LANDED_COLUMNS}
+        for place, lookup in enumerate(self.lookups):
+            key = self.source.columns.get(lookup.on)
+            if key is None or key.type in ("float32", "float64", "list<float32>", "binary"):
+                raise ValueError(
+                    f"lookups.{place}.on: {lookup.on!r} must be a column of source.columns that can be a key"
+                )
+            moment = None if lookup.as_of is None else self.source.columns.get(lookup.as_of)
+            is_moment = moment is not None and moment.required and moment.type in ("date", "timestamp")
+            if lookup.as_of is not None and not is_moment:
+                raise ValueError(
+                    f"lookups.{place}.as_of: {lookup.as_of!r} must be a date or timestamp of source.columns that is "
+                    "required: true"
+                )
+            taken = set(lookup.taken() or ())
+            if twice := sorted(names & taken):
+                raise ValueError(
+                    f"lookups.{place}: a column {twice[0]!r} is there already; set a prefix, or leave it out"
+                )
+            names |= taken
+        return self
+
+    @property
+    def sensitive_columns(self) -> frozenset[str]:
+        """Columns of the contract and the lookups whose values are masked."""
+        own = {name for name, column in self.source.columns.items() if column.sensitive}
+        return frozenset(own).union(*(lookup.sensitive for lookup in self.lookups))
+
     def refuse_unsupported(self) -> None:
         """Refuse what the format has a place for and this release does not do.
 
@@ -421,7 +564,8 @@ class PipelineSpec(_Section):
         asked = {
             f"source.format: {self.source.format}": self.source.format in ("delta", "sql", "predictions"),
             "source.uri with a URL": "://" in self.source.uri,
-            "lookups": bool(self.lookups),
+            "lookups.format": any(lookup.format in ("delta", "sql") for lookup in self.lookups),
+            "lookups.uri with a URL": any("://" in lookup.uri for lookup in self.lookups),
             "features.steps": self.features is not None and self.features.steps is not None,
             "model.challenger": self.model.challenger is not None,
             "inference.executor: ray": self.inference.executor == "ray",

@@ -6,7 +6,8 @@ quarantine is no training row. It does not know models, and writes nothing.
 
 import importlib.util
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import compress
@@ -19,7 +20,9 @@ import pyarrow as pa
 from batch_platform.core.data.intake import read_partition
 from batch_platform.core.data.partitions import Partition, PartitionCalendar
 from batch_platform.core.data.sources import read_files
-from batch_platform.core.featurizing import recipe_of
+from batch_platform.core.features.lookups import beside, join_lookups
+from batch_platform.core.features.recipe import Recipe
+from batch_platform.core.featurizing import recipe_with
 from batch_platform.core.spec import LabelsSpec, PipelineSpec
 from batch_platform.errors import ModelError, PipelineFileError, SourceError, SourceMissingError
 
@@ -68,7 +71,6 @@ def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> Label
     """
     if spec.labels is None:
         raise PipelineFileError(f"{spec.name}: training needs labels: add the field labels")
-    recipe = recipe_of(spec)
     calendar = PartitionCalendar.of(spec.partitions.cadence, first, end, spec.partitions.timezone)
     assert calendar.end is not None
     features: list[pa.RecordBatch] = []
@@ -76,7 +78,7 @@ def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> Label
     partitions: list[str] = []
     for partition in calendar.partitions(calendar.end):
         truth = _labels(spec.labels, partition, base)
-        for raw, _ in read_partition(spec.source, partition, base):
+        for raw, recipe in _raw(spec, partition, base):
             known = [truth.get(key) for key in raw.column("row_key").to_pylist()]
             is_known = pa.array([label is not None for label in known], pa.bool_())
             features.append(recipe.apply(raw.filter(is_known)))
@@ -86,7 +88,23 @@ def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> Label
         raise SourceError(
             f"{spec.name}: no labelled rows from {first} to {end}: check source.uri and labels.uri"
         )
-    return LabelledRows(pa.Table.from_batches(features, recipe.output).combine_chunks(), labels, partitions)
+    return LabelledRows(pa.Table.from_batches(features).combine_chunks(), labels, partitions)
+
+
+def _raw(spec: PipelineSpec, partition: Partition, base: Path) -> Iterator[tuple[pa.RecordBatch, Recipe]]:
+    """The good rows of a partition with the columns of the lookups, and the recipe for them."""
+    batches = [raw for raw, _ in read_partition(spec.source, partition, base)]
+
+    def columns(names: list[str]) -> Iterator[pa.RecordBatch]:
+        return (batch.select(names) for batch in batches)
+
+    with tempfile.TemporaryDirectory(prefix="batch_platform-training-") as folder:
+        joined = join_lookups(spec, partition, columns, base, Path(folder))
+        recipe = recipe_with(spec, joined)
+        for batch in beside(batches, joined):
+            for name in (name for each in joined for name in each.required):
+                batch = batch.filter(batch[name].is_valid())  # noqa: PLW2901 - what is left of it
+            yield batch, recipe
 
 
 def need_sklearn(pipeline: str) -> None:

@@ -30,6 +30,9 @@ attributes:
       # plan: {type: string, allowed: [basic, pro]}
       # email: {type: string, sensitive: true}
 
+  # lookups:                # point-in-time joins: the newest row not after the partition's end
+  #   - {uri: "data/NAME/usage/*.parquet", on: id, event_time: ts, lookback_days: 30}
+
   # features: {recipe: "batch_platform.defs.NAME.features:RECIPE"}   # default: the columns pass through
 
   model: {name: NAME, alias: champion}     # `batch-platform models register --help`

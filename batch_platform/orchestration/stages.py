@@ -53,7 +53,9 @@ def code_version_of(spec: PipelineSpec, stage: str) -> str:
     if stage == "raw":
         return fingerprint(spec.source.model_dump(mode="json"))[:12]
     if stage == "features":
-        return recipe_of(spec).version
+        lookups = [lookup.model_dump(mode="json") for lookup in spec.lookups]
+        recipe = recipe_of(spec).version
+        return fingerprint({"recipe": recipe, "lookups": lookups})[:12] if lookups else recipe
     if stage == "predictions":
         parts = {"inference": spec.inference.model_dump(), "code": code_version()}
         return fingerprint({**parts, "decision": spec.decision and spec.decision.model_dump()})[:12]

@@ -125,6 +125,10 @@ class Recipe:
             digest.update(sha256(f"{column.name} {column.type} {column.nullable}".encode()).digest())
         return digest.hexdigest()[:12]
 
+    def passing(self, columns: pa.Schema) -> "Recipe":
+        """The same recipe, whose output has these columns too."""
+        return Recipe(self.name, self.steps, pa.schema([*self.output, *columns]))
+
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The features of raw rows: exactly the columns of `output`, (rows,) each, in the order of the rows.
 
