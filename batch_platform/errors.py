@@ -47,6 +47,10 @@ class UpstreamMissingError(BatchPlatformError):
     """A stage was asked for whose upstream stage has no committed result for the partition."""
 
 
+class RowNotFoundError(BatchPlatformError):
+    """No partition, or not the one asked for, has a row with that key, or the row has no prediction."""
+
+
 class RecipeError(BatchPlatformError):
     """A feature recipe cannot be loaded, or breaks its promise of one row out per row in."""
 

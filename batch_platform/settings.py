@@ -14,6 +14,7 @@ from batch_platform.errors import SettingsError
 ROOT_VARIABLE = "BATCH_PLATFORM_ROOT"
 HOURLY_RATE_VARIABLE = "BATCH_PLATFORM_HOURLY_RATE"
 REPORTS_URL_VARIABLE = "BATCH_PLATFORM_REPORTS_URL"
+DAGSTER_URL_VARIABLE = "BATCH_PLATFORM_DAGSTER_URL"
 
 
 def project_root() -> Path:
@@ -42,11 +43,13 @@ class Settings:
             `staging/` and `receipts/`.
         hourly_rate: price of one device hour, in any currency; None when it is not configured.
         reports_url: where `reports/` is served; `make ui` does so at the default.
+        dagster_url: where people open Dagster, for links to runs; None when it is not configured.
     """
 
     root: Location
     hourly_rate: float | None = None
     reports_url: str = "http://127.0.0.1:3001"
+    dagster_url: str | None = None
 
     @classmethod
     def from_env(cls) -> "Settings":
@@ -65,6 +68,7 @@ class Settings:
             root=_location(root) if root else project_root() / ".batch_platform",
             hourly_rate=hourly_rate,
             reports_url=os.environ.get(REPORTS_URL_VARIABLE, cls.reports_url).rstrip("/"),
+            dagster_url=os.environ.get(DAGSTER_URL_VARIABLE, "").rstrip("/") or None,
         )
 
     @property

@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("BATCH_PLATFORM_ROOT", "BATCH_PLATFORM_HOURLY_RATE", "BATCH_PLATFORM_REPORTS_URL"):
+    settings = ("ROOT", "HOURLY_RATE", "REPORTS_URL", "DAGSTER_URL")
+    for name in (f"BATCH_PLATFORM_{setting}" for setting in settings):
         monkeypatch.delenv(name, raising=False)
 
 

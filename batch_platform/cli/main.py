@@ -12,8 +12,11 @@ from batch_platform.errors import BatchPlatformError
 
 # Loaded when asked for, so that `--help` does not wait for libraries that one command needs.
 _COMMANDS = {
+    "affected": ("batch_platform.cli.affected", "affected"),
+    "explain": ("batch_platform.cli.explain", "explain"),
     "models": ("batch_platform.cli.models", "models"),
     "quarantine": ("batch_platform.cli.quarantine", "quarantine"),
+    "replay": ("batch_platform.cli.explain", "replay"),
     "status": ("batch_platform.cli.status", "status"),
     "verify": ("batch_platform.cli.verify", "verify"),
 }

@@ -330,7 +330,7 @@ def _decorate(slice_: Slice, work: Work, features: pa.Table, result: ShardResult
         hashes = hashes.filter(pc.is_in(features["row_key"], value_set=outputs["row_key"].combine_chunks()))
     columns = {name: outputs[name] for name in outputs.column_names}
     if work.decision is not None:
-        columns["decision"] = _decide(outputs["score"], work.signature, work.decision)
+        columns["decision"] = decide(outputs["score"], work.signature, work.decision)
     constants = {
         "model_version": work.model.version,
         "model_digest": work.model.digest,
@@ -350,7 +350,8 @@ def _scored_at(rows: pa.Table) -> str:
     return rows["scored_at"][0].as_py().isoformat(timespec="microseconds") if rows.num_rows else ""
 
 
-def _decide(score: pa.ChunkedArray, signature: ModelSignature, decision: DecisionSpec) -> pa.ChunkedArray:
+def decide(score: pa.ChunkedArray, signature: ModelSignature, decision: DecisionSpec) -> pa.ChunkedArray:
+    """(rows,) strings: the positive class where the score is at or above the threshold, else the other one."""
     other = next(label for label in signature.labels if label != decision.positive_class)
     return pc.if_else(pc.greater_equal(score, decision.threshold), decision.positive_class, other)
 

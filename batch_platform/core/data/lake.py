@@ -128,6 +128,16 @@ class Lake:
             return None
         return Commit(attempt, self._receipt(handle, slot, attempt))
 
+    def heads(self, table: str) -> Iterator[tuple[Slot, Commit]]:
+        """The commits that stand in the slots in which there are rows, by slot, all of one moment."""
+        slots = self.filled_slots(table)
+        handle = self.table(table).open()
+        for slot in slots:
+            assert handle is not None
+            attempt = handle.transaction_version(slot.application)
+            assert attempt is not None  # rows come by commits of ours
+            yield slot, Commit(attempt, self._receipt(handle, slot, attempt))
+
     def batches(
         self, table: str, partition_key: str, columns: list[str] | None = None, stage: str = ""
     ) -> Iterator[pa.RecordBatch]:
@@ -163,6 +173,26 @@ class Lake:
             return None
         schema = pa.schema(handle.schema().to_arrow())
         return schema.remove(schema.get_field_index(PARTITION_COLUMN))
+
+    def standing_files(self, table: str) -> dict[str, list[Location]]:
+        """The files that stand, by partition key, from the table's log alone, in the order of their names."""
+        handle = self.table(table).open()
+        if handle is None:
+            return {}
+        actions = pa.table(handle.get_add_actions(flatten=True))
+        stages = actions["partition.stage"].to_pylist() if table == "quarantine" else [""] * len(actions)
+        found: dict[str, list[Location]] = {}
+        for path, key, stage in sorted(
+            zip(
+                actions["path"].to_pylist(),
+                actions[f"partition.{PARTITION_COLUMN}"].to_pylist(),
+                stages,
+                strict=True,
+            )
+        ):
+            slot = Slot(table, key, stage)
+            found.setdefault(key, []).append(self.location(slot, path.rpartition("/")[2]))
+        return found
 
     def partition_rows(self, table: str) -> dict[str, int]:
         """Rows by partition key, from the table's log alone. Partitions committed empty are not in it."""
@@ -398,6 +428,16 @@ class Lake:
             f"{self._about(slot)}: attempt {attempt} is committed but its receipt is neither at "
             f"{self.receipt_location(slot, attempt)} nor in the table's log"
         )
+
+    def receipts_of(self, slot: Slot) -> list[dict[str, Any]]:
+        """The receipts of a slot's commits, newest first, from their copies: `verify --rebuild` makes lost ones again."""
+        self.head(slot)  # which makes the newest copy again where it is not whole
+        folder = self.layout.receipts(slot.table, slot.partition_key)
+        copies = (
+            files.unsealed(place.read_bytes()) for place in files.entries(folder, f"{slot.prefix}*.json")
+        )
+        found = [copy["receipt"] for copy in copies if copy is not None]
+        return sorted(found, key=lambda receipt: -receipt["attempt"])
 
     def receipts(self, table: str) -> Iterator[dict[str, Any]]:
         """The receipts of all commits of a table, newest first: reads its whole log."""

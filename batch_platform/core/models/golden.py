@@ -46,7 +46,7 @@ def check_golden(predictor: Predictor, golden: pa.Table) -> None:
             differences += [
                 f"row {start + place}: {name} is {_short(got)}, expected {_short(want)}"
                 for place, (got, want) in enumerate(pairs)
-                if not _agree(got, want)
+                if not agree(got, want)
             ]
     if differences:
         raise ModelError(
@@ -64,7 +64,8 @@ def _score(predictor: Predictor, inputs: pa.Table, first: int) -> pa.RecordBatch
     return predictor.finish(predictor.forward(prepared, np.arange(inputs.num_rows)))
 
 
-def _agree(got: Any, want: Any) -> bool:
+def agree(got: Any, want: Any) -> bool:
+    """Whether two values of an output are the same: texts exactly, numbers within `TOLERANCE`."""
     if want is None or isinstance(want, str):
         return got == want
     try:

@@ -25,3 +25,15 @@ class ModelSource(Protocol):
 def model_source(name: str, root: Location) -> ModelSource:
     """The source for a model's name: `models:/...` is MLflow's, any other our own registry's."""
     return MlflowRegistry(root, MAX_BYTES) if name.startswith(MLFLOW_PREFIX) else Registry(root)
+
+
+def recorded_version(name: str, version: str, root: Location) -> RegisteredVersion:
+    """The version that a receipt names.
+
+    Raises:
+        ModelNotFoundError: it is not there any more.
+        ModelError: it cannot be trusted or had.
+    """
+    if name.startswith(MLFLOW_PREFIX):
+        return MlflowRegistry(root, MAX_BYTES).resolve(f"{name}/{version}", "")
+    return Registry(root).get(name, version)

@@ -1,0 +1,110 @@
+"""`batch-platform affected`: which predictions a model, recipe, source file, code version or run made."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from batch_platform.core.data.sources import source_name
+from batch_platform.core.provenance.impact import Impact, Question
+from batch_platform.core.provenance.impact import affected as look
+from batch_platform.settings import Settings, project_root
+
+_SHOWN = 20
+_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2}(-\d{2}:\d{2}([+-]\d{4})?)?)?)?")
+
+
+def _date(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _DATE.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no partition key, e.g. 2026-01-31, nor the beginning of one")
+    return value
+
+
+@click.command()
+@click.option("--model", metavar="M[:V]", help="Rows that model M made, or its version V alone.")
+@click.option("--source-file", metavar="F", help="Rows that came out of this file.")
+@click.option("--recipe", metavar="V", help="Rows whose features this version of a recipe made.")
+@click.option("--code", metavar="V", help="Rows that this version of the platform's code made.")
+@click.option("--run", metavar="R", help="Rows that this Dagster run scored.")
+@click.option("--from", "first", callback=_date, help="First partition key.")
+@click.option("--to", "last", callback=_date, help="Last partition key; a date covers its hours.")
+@click.option("--pipeline", help="Look at this pipeline alone. Default: every one under the root.")
+@click.option("--history", is_flag=True, help="Also rows that were replaced since; each row counts once.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="For programs: one object with `rows` and `partitions`."
+)
+def affected(
+    model: str | None,
+    source_file: str | None,
+    recipe: str | None,
+    code: str | None,
+    run: str | None,
+    first: str | None,
+    last: str | None,
+    pipeline: str | None,
+    history: bool,
+    as_json: bool,
+) -> None:
+    """Count the predictions that something made, by pipeline and partition: the blast radius.
+
+    Give one of --model, --source-file, --recipe, --code and --run, or a range of partitions, or both.
+    """
+    question = _question(model, source_file, recipe, code, run, first, last, history)
+    found = look(Settings.from_env(), question, None if pipeline is None else [pipeline])
+    for note in found.notes:
+        click.echo(f"warning: {note}", err=True)
+    if as_json:
+        partitions = [asdict(partition) for partition in found.partitions]
+        value = {"rows": found.rows, "partitions": partitions, "seconds": round(found.seconds, 3)}
+        click.echo(json.dumps(value, indent=2))
+    else:
+        click.echo(_text(found))
+
+
+def _question(
+    model: str | None,
+    source_file: str | None,
+    recipe: str | None,
+    code: str | None,
+    run: str | None,
+    first: str | None,
+    last: str | None,
+    history: bool,
+) -> Question:
+    name, _, version = model.rpartition(":") if model is not None and _has_version(model) else (model, "", "")
+    asked: dict[str, str | None] = {
+        "model": name,
+        "recipe": recipe,
+        "source_file": source_file and source_name(Path(source_file), project_root()),
+        "code": code,
+        "run": run,
+    }
+    given = [by for by, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"--{given[0]} and --{given[1].replace('_', '-')}: ask for one at a time")
+    if not given and first is None and last is None:
+        raise click.UsageError(
+            "give --model, --source-file, --recipe, --code or --run, or a range: --from, --to"
+        )
+    if not given:
+        return Question(None, first=first, last=last, history=history)
+    value = asked[given[0]]
+    assert value is not None
+    return Question(given[0], value, version or None, first, last, history)  # type: ignore[arg-type]
+
+
+def _has_version(model: str) -> bool:
+    # MLflow's names have a colon of their own: models:/churn, models:/churn:3.
+    return ":" in model.removeprefix("models:/")
+
+
+def _text(found: Impact) -> str:
+    head = f"{found.rows} predictions in {len(found.partitions)} partitions"
+    if found.rows:
+        head += f"; scoring them took about {found.seconds:.1f} s the last time"
+    lines = [f"  {one.pipeline} {one.partition_key}: {one.rows}" for one in found.partitions[:_SHOWN]]
+    if len(found.partitions) > _SHOWN:
+        lines.append(f"  and {len(found.partitions) - _SHOWN} more partitions: --json shows all")
+    return "\n".join([head, *lines])
