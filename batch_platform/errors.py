@@ -75,6 +75,10 @@ class InferenceError(BatchPlatformError):
     """The engine cannot score: the device is absent, or no row of the input can be scored."""
 
 
+class RescoreError(BatchPlatformError):
+    """The rows that are to be scored again are not those of the partition, or others have come or gone."""
+
+
 class GateError(BatchPlatformError):
     """The gate refused a partition's result; nothing was committed.
 

@@ -1,105 +1,60 @@
 """Stage `predictions`: one partition of features scored by one model version, exactly once.
 
-Reads in this order: pin the work, adopt what is there, score the missing shards, put them together, judge the
-result, publish. Killed anywhere, a later call goes on from the last finished shard; a changed model, recipe,
-parameter or code has another fingerprint and starts afresh. It does not know how a model computes.
+Reads in this order: pin the work, adopt what is there, see which rows have to be scored, score the missing shards, put
+them together with the rows that are reused, judge the result, publish. Killed anywhere, a later call goes on from the
+last finished shard; a changed model, recipe, parameter or code has another fingerprint and starts afresh. It does not
+know how a model computes.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_platform.core import gate
+from batch_platform.core.arranging import together
 from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger, discard_shards
 from batch_platform.core.data.staging import read_files, stage
-from batch_platform.core.inference.batching import shard_rows
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
-from batch_platform.core.provenance.fingerprint import code_version, fingerprint, input_hashes
+from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.quarantine import locate, payload_of, standing_quarantine
-from batch_platform.core.redriving import interleaved, only
+from batch_platform.core.reusing import (
+    LEFT_OUT,
+    SCORED,
+    TWIN_OF_SCORED,
+    Numbers,
+    RowPlan,
+)
 from batch_platform.core.slice import Slice, StageResult, commit_small
+from batch_platform.core.snapshots import origins, plan_work, snapshot
 from batch_platform.core.spec import DecisionSpec, PipelineSpec
-from batch_platform.errors import SignatureError, StorageError
+from batch_platform.core.work import Work, pin, signature_for
+from batch_platform.errors import StorageError
 
 Progress = Callable[[str], None]
 
 _SCORING_TRIES = 3
 
 
-@dataclass(frozen=True)
-class Work:
-    """What is to be scored and by what, pinned before the first row is read.
-
-    Attributes:
-        model: the version that the alias pointed to when the run was asked for.
-        signature: the model's, with the pipeline's positive class.
-        parameters: all that can change an output besides data, model and code.
-        redrives: the commit whose quarantined rows alone are to be scored again; None to score all rows.
-    """
-
-    features: Commit
-    recipe_version: str
-    model: RegisteredVersion
-    signature: ModelSignature
-    decision: DecisionSpec | None
-    parameters: dict[str, Any]
-    redrives: Commit | None = None
-
-    @property
-    def identity(self) -> str:
-        """Equal for all work that gives a row the same values."""
-        return fingerprint(
-            {
-                "features": self.features.fingerprint,
-                "recipe": self.recipe_version,
-                "model": [self.model.name, self.model.version, self.model.digest],
-                "parameters": self.parameters,
-                "code": code_version(),
-            }
-        )
-
-    @property
-    def fingerprint(self) -> str:
-        """Identity of the work: of its shards, and of its commit."""
-        if self.redrives is None:
-            return self.identity
-        return fingerprint({"work": self.identity, "redrives": self.redrives.attempt})
-
-    @property
-    def schema(self) -> pa.Schema:
-        """Columns of the predictions table."""
-        return pa.schema(
-            [
-                ("row_key", pa.string()),
-                *self.signature.output_schema(),
-                *([("decision", pa.string())] if self.decision else []),
-                ("model_version", pa.string()),
-                ("model_digest", pa.string()),
-                ("recipe_version", pa.string()),
-                ("input_hash", pa.string()),
-                ("run_id", pa.string()),
-                ("scored_at", pa.timestamp("us", tz="UTC")),
-            ]
-        )
-
-
 def score_partition(
     slice_: Slice, model: RegisteredVersion, engine: Engine, progress: Progress, redrive: bool = False
 ) -> StageResult:
-    """Score one partition of features.
+    """Score the rows of one partition that are new or changed, and keep the others.
 
     Args:
         model: the version to score with.
@@ -115,21 +70,51 @@ def score_partition(
         StorageError: the lake cannot be written.
     """
     work = pin(slice_, model, engine)
-    slot = Slot("predictions", slice_.key)
-    standing = slice_.lake.head(slot)
+    standing = slice_.lake.head(Slot("predictions", slice_.key))
     if standing is not None and standing.receipt["work"] == work.identity:
         settle(slice_, "predictions", standing)
         discard_shards(_shards_of(slice_, standing.fingerprint))  # its run may have been killed before it did
         if not redrive or not standing.receipt["quarantined"]:
             return _adopt(slice_, work, standing)
-        work = replace(work, redrives=standing)
+    return _make(slice_, work, standing, engine, progress)
 
-    attempt = slice_.lake.begin(slot)
+
+def score_exactly(
+    slice_: Slice, rows: pa.Array, model: RegisteredVersion, engine: Engine, progress: Progress
+) -> StageResult:
+    """Score these rows of one partition again; all others stay as they are, whatever they were made of.
+
+    Args:
+        rows: (rows,) strings, their keys.
+        model: the version to score with.
+        engine: that model, loaded.
+        progress: told after every shard.
+
+    Raises:
+        UpstreamMissingError: the partition has no features, or was never scored.
+        RescoreError: a key is no row's, or rows have come or gone since the partition was scored.
+        As `score_partition`.
+    """
+    standing = slice_.committed("predictions")
+    settle(slice_, "predictions", standing)
+    work = replace(pin(slice_, model, engine), rows=rows)
+    return _make(slice_, work, standing, engine, progress)
+
+
+def _make(
+    slice_: Slice, work: Work, standing: Commit | None, engine: Engine, progress: Progress
+) -> StageResult:
+    """Score what has to be scored, put the partition together, and commit it."""
+    attempt = slice_.lake.begin(Slot("predictions", slice_.key))
     with slice_.workspace("predictions", attempt) as folder:
+        plan = plan_work(slice_, work, standing)
+        if plan.reused or work.rows is not None:
+            work = replace(work, reuses=standing)
         ledger = ShardLedger(_shards_of(slice_, work.fingerprint), folder)
-        shards = _score(slice_, work, engine, ledger, progress)
-        rejected = _rejected_rows(slice_, shards)
-        rows = _together(slice_, work, [shard.file.path for shard in shards if shard.file is not None])
+        shards = _score(slice_, work, plan, engine, ledger, progress)
+        rejected = _rejected_rows(slice_, work, plan, shards)
+        runs: Counter[str] = Counter()
+        rows = _counted(_together(slice_, work, plan, shards, folder), runs)
         staged = stage(rows, work.schema, folder, "predictions")
         checks = _judge(slice_, work, (file.path for file in staged), rejected)
         publishable(slice_, "predictions", checks, rejected)
@@ -137,9 +122,10 @@ def score_partition(
         stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
         told = _with_cost(stats, slice_.settings.hourly_rate)
         _record_stats(slice_, told, work.fingerprint)
-        what = {**_describe(work), "stats": told}
+        what = {**_describe(work, plan), "stats": told}
         # The run and the time that a row keeps when it is reused lead to the shard that it was scored in.
         what["shards"] = [[shard.notes["run_id"], shard.notes["scored_at"]] for shard in shards]
+        what["origins"] = origins(work, standing, runs, {run for run, _ in what["shards"]})
         commit = publish(
             slice_, "predictions", staged, work.schema, rejected, work.fingerprint, attempt, **what
         )
@@ -162,58 +148,18 @@ def load_engine(model: RegisteredVersion, spec: PipelineSpec) -> Engine:
     return Engine.load(model, signature_for(model, spec.decision), spec.inference)
 
 
-# -- pin --------------------------------------------------------------------------------------------------
+# -- receipt ----------------------------------------------------------------------------------------------
 
 
-def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
-    """Fix what the result will be made of.
-
-    Raises:
-        UpstreamMissingError: the partition has no features.
-        SignatureError: model, features and decision do not fit each other.
-    """
-    features = slice_.committed("features")
-    signature = signature_for(model, slice_.spec.decision)
-    schema = slice_.lake.schema("features")
-    assert schema is not None  # there is a commit
-    try:
-        signature.check_features(schema)
-    except SignatureError as error:
-        raise SignatureError(f"{slice_.about}, model {model.name} version {model.version}: {error}") from None
-    decision = slice_.spec.decision
-    parameters = {
-        **engine.plan.to_dict(),
-        "backend": engine.predictor.backend,
-        "shard_rows": shard_rows(slice_.spec.inference.shard_rows, signature),
-        "positive_class": signature.positive_class,
-        "decision": None if decision is None else decision.model_dump(),
-    }
-    return Work(features, features.receipt["recipe_version"], model, signature, decision, parameters)
-
-
-def signature_for(model: RegisteredVersion, decision: DecisionSpec | None) -> ModelSignature:
-    """The model's signature under the pipeline's decision, which names the positive class.
-
-    Raises:
-        SignatureError: the decision does not suit the model.
-    """
-    signature = model.signature
-    if decision is None:
-        return signature
-    about = f"model {model.name} version {model.version}"
-    if signature.task != "classification" or len(signature.labels) != 2:
-        raise SignatureError(f"{about}: `decision` needs a classifier of two classes; remove it")
-    if decision.positive_class not in signature.labels:
-        raise SignatureError(
-            f"{about}: decision.positive_class {decision.positive_class!r} is none of {list(signature.labels)}"
-        )
-    return signature.with_positive_class(decision.positive_class)
-
-
-def _describe(work: Work) -> dict[str, Any]:
+def _describe(work: Work, plan: RowPlan) -> dict[str, Any]:
     return {
-        "work": work.identity,
+        # A partition in which rows stand that this work would have made anew is not this work done.
+        "work": fingerprint({"mends": work.fingerprint}) if plan.mends else work.identity,
         "rows_in": work.features.rows,
+        "rows_scored": plan.to_score,
+        "rows_reused": plan.reused,
+        "rows_equal_to_scored": plan.twins,
+        "reasons": dict(plan.reasons),
         "model": work.model.name,
         "model_version": work.model.version,
         "model_digest": work.model.digest,
@@ -229,11 +175,11 @@ def _describe(work: Work) -> dict[str, Any]:
 
 
 def _score(
-    slice_: Slice, work: Work, engine: Engine, ledger: ShardLedger, progress: Progress
+    slice_: Slice, work: Work, plan: RowPlan, engine: Engine, ledger: ShardLedger, progress: Progress
 ) -> list[FinishedShard]:
     """All shards, with their files on this machine and every byte checked."""
     for _ in range(_SCORING_TRIES):
-        count = _score_missing_shards(slice_, work, engine, ledger, progress)
+        count = _score_missing_shards(slice_, work, plan, engine, ledger, progress)
         shards = [ledger.fetch(index) for index in range(count)]
         whole = [shard for shard in shards if shard is not None]
         if len(whole) == count:
@@ -248,32 +194,40 @@ def _score(
 
 
 def _score_missing_shards(
-    slice_: Slice, work: Work, engine: Engine, ledger: ShardLedger, progress: Progress
+    slice_: Slice, work: Work, plan: RowPlan, engine: Engine, ledger: ShardLedger, progress: Progress
 ) -> int:
     """Score what the ledger does not have; returns the number of all shards."""
-    waiting: deque[tuple[int, pa.Table]] = deque()
+    waiting: deque[tuple[int, pa.Table, pa.Array]] = deque()
     shards = 0
-    meter = ProgressMeter(_rows_to_score(work))
+    meter = ProgressMeter(plan.to_score)
+    positions = plan.positions(SCORED)
+    size = work.parameters["shard_rows"]
 
     def missing() -> Iterator[pa.Table]:
         nonlocal shards
-        for index, features in enumerate(_cut(slice_, work)):
+        for index, features in enumerate(_cut(slice_, work, plan)):
             shards += 1
             if ledger.finished(index) is not None:
                 meter.found(features.num_rows)
                 continue
-            waiting.append((index, features))
+            hashes = plan.hashes_of(positions[index * size : (index + 1) * size])
+            waiting.append((index, features, hashes))
             yield features
 
     tolerated = int(slice_.spec.inference.max_error_share * work.features.rows)
     for result in engine.score_stream(missing(), tolerated):
-        index, features = waiting.popleft()
-        rows = _decorate(slice_, work, features, result)
+        index, features, hashes = waiting.popleft()
+        rows = _decorate(slice_, work, features, hashes, result)
+        failed = pa.array([failure.row_key for failure in result.failures], pa.string())
+        places = pc.index_in(failed, value_set=features["row_key"].combine_chunks()).to_pylist()
         notes = {
             "run_id": slice_.run.run_id,
             "scored_at": _scored_at(rows),
             "stats": result.stats.to_dict(),
-            "failures": [[f.row_key, f.error_type, f.message] for f in result.failures],
+            "failures": [
+                [index * size + place, failure.error_type, failure.message]
+                for place, failure in zip(places, result.failures, strict=True)
+            ],
         }
         ledger.record(index, rows, notes)
         meter.scored(result.stats)
@@ -281,21 +235,19 @@ def _score_missing_shards(
     return shards
 
 
-def _rows_to_score(work: Work) -> int:
-    return work.features.rows if work.redrives is None else work.redrives.receipt["quarantined"]
-
-
-def _cut(slice_: Slice, work: Work) -> Iterator[pa.Table]:
+def _cut(slice_: Slice, work: Work, plan: RowPlan) -> Iterator[pa.Table]:
     """The features to score in their committed order, `shard_rows` at a time."""
     size = work.parameters["shard_rows"]
     held: list[pa.RecordBatch] = []
-    rows = 0
-    batches = slice_.lake.batches("features", slice_.key)
-    for batch in batches if work.redrives is None else only(batches, _quarantined_keys(slice_)):
+    rows = start = 0
+    for features in slice_.lake.batches("features", slice_.key):
+        chosen = plan.kind[start : start + features.num_rows] == SCORED
+        start += features.num_rows
+        batch = features if chosen.all() else features.filter(pa.array(chosen))
         while rows + batch.num_rows >= size:
             held.append(batch.slice(0, size - rows))
             yield pa.Table.from_batches(held)
-            batch = batch.slice(size - rows)  # noqa: PLW2901 - what is left of it
+            batch = batch.slice(size - rows)
             held, rows = [], 0
         if batch.num_rows:
             held.append(batch)
@@ -304,28 +256,40 @@ def _cut(slice_: Slice, work: Work) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def _quarantined_keys(slice_: Slice) -> pa.Array:
-    return pa.array([row.row_key for row in standing_quarantine(slice_, "predictions")], pa.string())
-
-
-def _together(slice_: Slice, work: Work, shards: list[Location]) -> Iterator[pa.RecordBatch]:
+def _together(
+    slice_: Slice, work: Work, plan: RowPlan, shards: list[FinishedShard], folder: Path
+) -> Iterator[pa.RecordBatch]:
     """The rows of the result in the order of the features."""
-    if work.redrives is None:
-        return read_files(shards)
-    slot = Slot("predictions", slice_.key)
-    standing = [slice_.lake.location(slot, file["path"]) for file in work.redrives.receipt["files"]]
-    fresh = pa.Table.from_batches(read_files(shards), work.schema)
-    return interleaved(_feature_keys(slice_), read_files(standing), _quarantined_keys(slice_), fresh)
+    fresh = partial(read_files, [shard.file.path for shard in shards if shard.file is not None])
+    if plan.to_score == len(plan.kind):
+        return fresh()
+    kept = (lambda: iter(())) if work.reuses is None else partial(snapshot, slice_, work.reuses)
+    failed = np.array([place for place, *_ in _failures(shards)], np.int64)
+    return together(plan, kept, fresh, failed, _feature_keys(slice_), work.schema, folder)
+
+
+def _counted(batches: Iterator[pa.RecordBatch], runs: Counter[str]) -> Iterator[pa.RecordBatch]:
+    """The same batches; their rows are counted by run."""
+    for batch in batches:
+        for count in pc.value_counts(batch["run_id"]).to_pylist():
+            runs[count["values"]] += count["counts"]
+        yield batch
+
+
+def _failures(shards: list[FinishedShard]) -> list[tuple[int, str, str]]:
+    """Of the rows that were scored and failed: number among the rows to score, cause and message, ascending."""
+    return [tuple(failure) for shard in shards for failure in shard.notes["failures"]]
 
 
 def _feature_keys(slice_: Slice) -> Iterator[pa.Array]:
     return (batch["row_key"] for batch in slice_.lake.batches("features", slice_.key, ["row_key"]))
 
 
-def _decorate(slice_: Slice, work: Work, features: pa.Table, result: ShardResult) -> pa.Table:
+def _decorate(
+    slice_: Slice, work: Work, features: pa.Table, hashes: pa.Array, result: ShardResult
+) -> pa.Table:
     """The outputs of a shard with everything that says what made them."""
     outputs = result.outputs
-    hashes = input_hashes(features, [column.name for column in work.signature.inputs])
     if result.failures:
         hashes = hashes.filter(pc.is_in(features["row_key"], value_set=outputs["row_key"].combine_chunks()))
     columns = {name: outputs[name] for name in outputs.column_names}
@@ -356,15 +320,32 @@ def decide(score: pa.ChunkedArray, signature: ModelSignature, decision: Decision
     return pc.if_else(pc.greater_equal(score, decision.threshold), decision.positive_class, other)
 
 
-def _rejected_rows(slice_: Slice, shards: list[FinishedShard]) -> list[Rejected]:
-    failures = [failure for shard in shards for failure in shard.notes["failures"]]
-    places = locate(slice_, {key for key, _, _ in failures})
+def _rejected_rows(slice_: Slice, work: Work, plan: RowPlan, shards: list[FinishedShard]) -> list[Rejected]:
+    """The rows that failed, with their twins, and those that stay in quarantine untried, in the order of the features."""
+    causes = {place: (error_type, message) for place, error_type, message in _failures(shards)}
+    failed = np.flatnonzero(np.isin(plan.kind, (SCORED, TWIN_OF_SCORED)) & np.isin(plan.source, list(causes)))
+    keys = _keys_at(slice_, failed)
+    places = locate(slice_, set(keys))
     rejected = []
-    for key, error_type, message in failures:
+    for key, source in zip(keys, plan.source[failed].tolist(), strict=True):
         file, row = places[key]
         payload = payload_of(slice_, {"row_key": key})
-        rejected.append(Rejected(key, error_type, message, file, row, payload))
-    return rejected
+        rejected.append(Rejected(key, *causes[source], file, row, payload))
+    if work.rows is None:
+        return rejected
+    untried = frozenset(_keys_at(slice_, plan.positions(LEFT_OUT)))
+    return [*rejected, *(row for row in standing_quarantine(slice_, "predictions") if row.row_key in untried)]
+
+
+def _keys_at(slice_: Slice, positions: Numbers) -> list[str]:
+    """Keys of some rows of the features, by number, ascending."""
+    found: list[str] = []
+    start = 0
+    for keys in _feature_keys(slice_) if len(positions) else ():
+        first, last = np.searchsorted(positions, [start, start + len(keys)])
+        found += keys.take(pa.array(positions[first:last] - start)).to_pylist()
+        start += len(keys)
+    return found
 
 
 # -- gate and result --------------------------------------------------------------------------------------
@@ -398,6 +379,10 @@ def _result(work: Work, commit: Commit, checks: tuple[gate.CheckResult, ...], re
         checks=checks,
         metadata={
             "rows_in": receipt["rows_in"],
+            "rows_scored": receipt["rows_scored"],
+            "rows_reused": receipt["rows_reused"],
+            "rows_equal_to_scored": receipt["rows_equal_to_scored"],
+            **{f"scored {reason}": count for reason, count in receipt["reasons"].items()},
             "quarantined": receipt["quarantined"],
             "model": f"{work.model.name} version {work.model.version}",
             "model_digest": work.model.digest,

@@ -21,7 +21,7 @@ import torch
 import torch._dynamo  # building a network on the meta device imports it
 import yaml
 
-from batch_platform.core import featurizing, landing, scoring
+from batch_platform.core import featurizing, landing, scoring, work
 from batch_platform.core.models import flavor_torch, tabular_mlp  # noqa: F401
 from batch_platform.core.models.registry import Registry
 from batch_platform.core.slice import Run, Slice
@@ -59,7 +59,7 @@ def make_partition(folder: Path, key: str, run_id: str, hold: bool = False, alia
         model = Registry(settings.root).resolve(spec.model.name, alias)
         engine = scoring.load_engine(model, spec)
         total = -(
-            -slice_.committed("features").rows // scoring.pin(slice_, model, engine).parameters["shard_rows"]
+            -slice_.committed("features").rows // work.pin(slice_, model, engine).parameters["shard_rows"]
         )
         finished = 0
 

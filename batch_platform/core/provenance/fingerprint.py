@@ -31,6 +31,9 @@ _CODE_THAT_MAKES_VALUES = (
     "landing.py",
     "featurizing.py",
     "scoring.py",
+    "work.py",
+    "reusing.py",
+    "arranging.py",
 )
 
 

@@ -166,7 +166,7 @@ class Replayer:
 def _load(model: "RegisteredVersion", scored_by: Receipt, spec: PipelineSpec) -> "Engine":
     """The model as it was loaded then; on this machine's device where the recorded one is not there."""
     from batch_platform.core.inference.engine import Engine
-    from batch_platform.core.scoring import signature_for
+    from batch_platform.core.work import signature_for
 
     recorded = scored_by["parameters"]
     asked = {name: recorded[name] for name in ("device", "dtype", "batch_rows")}

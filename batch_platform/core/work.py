@@ -1,0 +1,134 @@
+"""What is to be scored and by what, pinned before the first row is read.
+
+Decides what makes two pieces of work the same, and what two rows have to have in common to be interchangeable. It scores
+nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batch_platform.core.data.lake import Commit
+from batch_platform.core.inference.batching import shard_rows
+from batch_platform.core.inference.engine import Engine
+from batch_platform.core.models.registry import RegisteredVersion
+from batch_platform.core.models.signature import ModelSignature
+from batch_platform.core.provenance.fingerprint import code_version, fingerprint
+from batch_platform.core.slice import Slice
+from batch_platform.core.spec import DecisionSpec
+from batch_platform.errors import SignatureError
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be scored and by what, pinned before the first row is read.
+
+    Attributes:
+        model: the version that the alias pointed to when the run was asked for.
+        signature: the model's, with the pipeline's positive class.
+        parameters: all that can change an output besides data, model and code.
+        rows: keys of the rows that alone are to be scored, whatever the others were made of; None: those that need it.
+        reuses: the commit whose rows are copied where they need no scoring; None where all rows are scored.
+    """
+
+    features: Commit
+    recipe_version: str
+    model: RegisteredVersion
+    signature: ModelSignature
+    decision: DecisionSpec | None
+    parameters: dict[str, Any]
+    rows: pa.Array | None = None
+    reuses: Commit | None = None
+
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """All that acts on a row besides its input."""
+        return {
+            "recipe": self.recipe_version,
+            "model": [self.model.name, self.model.version, self.model.digest],
+            "parameters": self.parameters,
+            "code": code_version(),
+        }
+
+    @property
+    def identity(self) -> str:
+        """Equal for all work that gives a row the same values."""
+        return fingerprint({"features": self.features.fingerprint, **self.conditions})
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the work: of its shards, and of its commit."""
+        if self.reuses is None:
+            return self.identity
+        parts = {"work": self.identity, "reuses": self.reuses.attempt}
+        if self.rows is not None:
+            parts["rows"] = sorted(self.rows.to_pylist())
+        return fingerprint(parts)
+
+    @property
+    def inputs(self) -> list[str]:
+        """The columns that the model reads."""
+        return [column.name for column in self.signature.inputs]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Columns of the predictions table."""
+        return pa.schema(
+            [
+                ("row_key", pa.string()),
+                *self.signature.output_schema(),
+                *([("decision", pa.string())] if self.decision else []),
+                ("model_version", pa.string()),
+                ("model_digest", pa.string()),
+                ("recipe_version", pa.string()),
+                ("input_hash", pa.string()),
+                ("run_id", pa.string()),
+                ("scored_at", pa.timestamp("us", tz="UTC")),
+            ]
+        )
+
+
+def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
+    """Fix what the result will be made of.
+
+    Raises:
+        UpstreamMissingError: the partition has no features.
+        SignatureError: model, features and decision do not fit each other.
+    """
+    features = slice_.committed("features")
+    signature = signature_for(model, slice_.spec.decision)
+    schema = slice_.lake.schema("features")
+    assert schema is not None  # there is a commit
+    try:
+        signature.check_features(schema)
+    except SignatureError as error:
+        raise SignatureError(f"{slice_.about}, model {model.name} version {model.version}: {error}") from None
+    decision = slice_.spec.decision
+    parameters = {
+        **engine.plan.to_dict(),
+        "backend": engine.predictor.backend,
+        "shard_rows": shard_rows(slice_.spec.inference.shard_rows, signature),
+        "positive_class": signature.positive_class,
+        "decision": None if decision is None else decision.model_dump(),
+    }
+    return Work(features, features.receipt["recipe_version"], model, signature, decision, parameters)
+
+
+def signature_for(model: RegisteredVersion, decision: DecisionSpec | None) -> ModelSignature:
+    """The model's signature under the pipeline's decision, which names the positive class.
+
+    Raises:
+        SignatureError: the decision does not suit the model.
+    """
+    signature = model.signature
+    if decision is None:
+        return signature
+    about = f"model {model.name} version {model.version}"
+    if signature.task != "classification" or len(signature.labels) != 2:
+        raise SignatureError(f"{about}: `decision` needs a classifier of two classes; remove it")
+    if decision.positive_class not in signature.labels:
+        raise SignatureError(
+            f"{about}: decision.positive_class {decision.positive_class!r} is none of {list(signature.labels)}"
+        )
+    return signature.with_positive_class(decision.positive_class)
