@@ -46,13 +46,18 @@ def _text(view: Overview) -> str:
         *([f"  model {view.model}"] if view.model else []),
         *_some("failed", view.failed),
         *_some("quarantined", {key: f"{rows} rows" for key, rows in sorted(view.quarantined.items())}),
-        *_some("drifting", view.drifting),
+        *_some("drifting", {key: _drift(view, key) for key in view.drifting}),
         *_some("warning", view.warnings),
     ]
     lines += [f"  missing {first} to {last}" for first, last in view.missing]
     if view.next_command:
         lines.append(f"  next: {view.next_command}")
     return "\n".join(lines)
+
+
+def _drift(view: Overview, key: str) -> str:
+    decided = view.decisions.get(key)
+    return view.drifting[key] + (f" [{decided}]" if decided else "")
 
 
 def _some(what: str, found: Mapping[str, str]) -> list[str]:

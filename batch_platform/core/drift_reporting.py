@@ -6,7 +6,9 @@ made beside the next partitions.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +17,12 @@ from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.monitoring import summary
-from batch_platform.core.monitoring.drift import Verdict
 from batch_platform.core.monitoring.evidently_report import RenderRequest
 from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
 from batch_platform.core.monitoring.profile import Profile, profile_table
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.rendering import Renderer
+from batch_platform.core.monitoring.reviews import Reviewed, ReviewStore, reviewed
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.slice import Slice, StageResult, commit_small
 from batch_platform.errors import MonitoringError
@@ -60,34 +62,41 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
         slice_.spec.drift.reference_partitions,
         slice_.spec.drift.false_alarms_per_quarter,
     )
-    verdicts = {table: summary.verdict_values(verdict) for table, verdict in judgement.verdicts.items()}
+    version = judgement.reference.version if judgement.reference else 0
+    decided = reviewed(judgement.verdicts, ReviewStore(slice_.layout.monitoring).all(), slice_.key, version)
+    # From here on the verdicts are those that stand after the owners' decisions.
+    judgement = replace(judgement, verdicts={table: each.verdict for table, each in decided.items()})
+    verdicts = {table: summary.reviewed_values(each) for table, each in decided.items()}
     identity = fingerprint(
         {
             "features": features.fingerprint,
             "predictions": predictions.fingerprint,
             "drift": slice_.spec.drift.model_dump(),
-            "reference": judgement.reference.version if judgement.reference else 0,
+            "reference": version,
             "code": code_version("monitoring", "drift_reporting.py"),
             "verdicts": verdicts,  # the days before have a say in them
         }
     )
     nulls = _null_shares(profiles)
     page = slice_.layout.report(slice_.key) / "drift.html"
-    reused = not _write_verdicts(page.with_suffix(".json"), verdicts, identity) and page.is_file()
-    _commit_metrics(slice_, judgement, identity)
-    request = None if reused else _request(slice_, judgement, watched, nulls, page)
+    said = {"fingerprint": identity, "reference": version, **verdicts}
+    reused = not _write_verdicts(page.with_suffix(".json"), said) and page.is_file()
+    _commit_metrics(slice_, judgement, decided, identity)
+    request = None if reused else _request(slice_, judgement, decided, watched, nulls, page)
     return StageResult(
         table="drift_metrics",
         rows=features_rows(features.receipt),
         data_version=identity,
         reused=reused,
-        checks=tuple(_check(table, verdict) for table, verdict in judgement.verdicts.items()),
+        checks=tuple(_check(table, each) for table, each in decided.items()),
         metadata={
             **{f"{table} verdict": verdict.message for table, verdict in judgement.verdicts.items()},
             "reference": _reference_words(judgement.reference),
+            "owner's decision": _decisions(decided) or None,
         },
-        markdown=summary.markdown(judgement.verdicts, nulls),
+        markdown=summary.markdown(judgement.verdicts, nulls, _decisions(decided)),
         report=page,
+        trend=slice_.layout.trend,
         rendering=None if request is None else renderer.submit(request),
     )
 
@@ -155,15 +164,29 @@ def _null_shares(profiles: Mapping[str, Profile]) -> dict[str, float]:
 # -- the verdict ------------------------------------------------------------------------------------------
 
 
-def _check(table: str, verdict: Verdict) -> CheckResult:
-    values = {"status": verdict.status, "rows": verdict.rows, "reference_days": verdict.reference_days}
+def _check(table: str, decided: Reviewed) -> CheckResult:
+    verdict = decided.verdict
+    values: dict[str, Any] = {
+        "status": verdict.status,
+        "rows": verdict.rows,
+        "reference_days": verdict.reference_days,
+    }
+    if decided.words:
+        values["owner's decision"] = decided.words
     found = {
         f"{f.column}: {f.statistic}": f"{f.direction}, effect {f.effect:+.3f}" for f in verdict.findings[:10]
     }
     return CheckResult(f"{table}_drift", not verdict.alert, verdict.message, values | found, severity="warn")
 
 
-def _commit_metrics(slice_: Slice, judgement: DriftJudgement, identity: str) -> None:
+def _decisions(decided: Mapping[str, Reviewed]) -> str:
+    """What owners decided on the causes of all groups."""
+    return "; ".join(dict.fromkeys(each.words for each in decided.values() if each.words))
+
+
+def _commit_metrics(
+    slice_: Slice, judgement: DriftJudgement, decided: Mapping[str, Reviewed], identity: str
+) -> None:
     version = judgement.reference.version if judgement.reference else None
     rows = []
     for table, verdict in judgement.verdicts.items():
@@ -172,12 +195,14 @@ def _commit_metrics(slice_: Slice, judgement: DriftJudgement, identity: str) -> 
             rows.append((table, column, score, column in named, verdict.status, version))
     columns = list(zip(*rows, strict=True)) or [()] * len(_METRICS)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, _METRICS, strict=True)]
-    commit_small(slice_, "drift_metrics", pa.RecordBatch.from_arrays(arrays, schema=_METRICS), identity)
+    numbers = {review.number for each in decided.values() for _, review in (*each.accepted, *each.rejected)}
+    rows_of_metrics = pa.RecordBatch.from_arrays(arrays, schema=_METRICS)
+    commit_small(slice_, "drift_metrics", rows_of_metrics, identity, owners_decisions=sorted(numbers))
 
 
-def _write_verdicts(path: Location, verdicts: Mapping[str, Mapping], identity: str) -> bool:
+def _write_verdicts(path: Location, said: Mapping[str, Any]) -> bool:
     """Write `drift.json`; False where it says the same of the same work already."""
-    content = json.dumps({"fingerprint": identity, **verdicts}, indent=1).encode()
+    content = json.dumps(said, indent=1).encode()
     if files.read_if_there(path) == content:
         return False
     # First the old page: were this run killed before the new one is made, the next would take it for the new.
@@ -198,6 +223,7 @@ def _reference_words(reference: Reference | None) -> str:
 def _request(
     slice_: Slice,
     judgement: DriftJudgement,
+    decided: Mapping[str, Reviewed],
     watched: Watched,
     nulls: Mapping[str, float],
     page: Location,
@@ -213,7 +239,7 @@ def _request(
     }
     return RenderRequest(
         title=f"Drift report: {slice_.spec.name}, {slice_.key}",
-        summary_html=summary.summary_html(judgement.verdicts, nulls, sampled),
+        summary_html=summary.summary_html(judgement.verdicts, nulls, sampled, _decisions(decided)),
         current=current,
         reference=reference,
         scores=scores,

@@ -70,6 +70,7 @@ def evaluate_partition(slice_: Slice) -> StageResult:
             **performance.metrics,
         },
         markdown=_markdown(performance, expected),
+        trend=slice_.layout.trend,
     )
 
 

@@ -47,6 +47,10 @@ class Layout:
         return self.root / "reports" / self.pipeline / _folder(partition_key)
 
     @property
+    def trend(self) -> Location:
+        return self.root / "reports" / self.pipeline / "trend.html"
+
+    @property
     def monitoring(self) -> Location:
         return self.root / "monitoring" / self.pipeline
 

@@ -15,6 +15,7 @@ from batch_platform.core.data.partitions import contiguous
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.card import expiry
 from batch_platform.core.models.registry import Registry
+from batch_platform.core.reviewing import decisions
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.errors import ModelError, ModelNotFoundError
 from batch_platform.settings import Settings
@@ -32,6 +33,7 @@ class Overview:
         late: of these, keys that the schedule should have brought by now.
         quarantined: key -> rows in quarantine.
         drifting: key -> what the drift checks of the last try say.
+        decisions: key -> what owners decided on the drift, of the drifting partitions.
         warnings: key -> what other checks say that did not stop anything.
         rows: rows that stand, by table.
         model: what is wrong with the model that the next run would score with; empty where nothing is known.
@@ -46,6 +48,7 @@ class Overview:
     late: tuple[str, ...]
     quarantined: Mapping[str, int]
     drifting: Mapping[str, str]
+    decisions: Mapping[str, str]
     warnings: Mapping[str, str]
     rows: Mapping[str, int]
     model: str
@@ -82,6 +85,8 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     rows = {table: sum(lake.partition_rows(table).values()) for table in ("raw", "predictions", "quarantine")}
     due = _last_tick(spec, now)
     model, promotion = _model(spec, settings, now)
+    decided = decisions(layout, list(drifting))
+    undecided = [key for key in drifting if key not in decided]
     return Overview(
         pipeline=spec.name,
         partitions=len(partitions),
@@ -91,10 +96,11 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         late=tuple(partition.key for partition in missing if due is not None and partition.end <= due),
         quarantined=lake.partition_rows("quarantine"),
         drifting=drifting,
+        decisions=decided,
         warnings=warnings,
         rows=rows,
         model=model,
-        next_command=promotion or _next(spec, failed, gaps),
+        next_command=promotion or _next(spec, failed, gaps, undecided),
     )
 
 
@@ -131,10 +137,15 @@ def stage_names(spec: PipelineSpec) -> list[str]:
     return [*names, "performance"] if spec.labels is not None else names
 
 
-def _next(spec: PipelineSpec, failed: Mapping[str, str], gaps: tuple[tuple[str, str], ...]) -> str:
+def _next(
+    spec: PipelineSpec, failed: Mapping[str, str], gaps: tuple[tuple[str, str], ...], undecided: list[str]
+) -> str:
     if failed:
         return f"dg launch --job {spec.name} --partition {next(iter(failed))}"
     if gaps:
         first, last = gaps[-1]
         return f"dg launch --job {spec.name} --partition-range {first}...{last}"
+    if undecided:
+        choice = "(--accept | --reject | --new-reference)"
+        return f"batch-platform drift review {spec.name} {undecided[-1]} {choice} --by WHO --why TEXT"
     return ""

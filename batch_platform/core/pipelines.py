@@ -52,6 +52,15 @@ def load_pipelines(defs: Path) -> dict[str, PipelineSpec]:
     return found
 
 
+def training_module(defs: Path, name: str) -> Path | None:
+    """The `training.py` beside a pipeline's file; None where there is none."""
+    for path in sorted(defs.rglob("training.py")):
+        file = path.with_name("defs.yaml")
+        if file.is_file() and name in load_pipelines(path.parent):
+            return path
+    return None
+
+
 def find_pipeline(defs: Path, name: str) -> PipelineSpec:
     """One pipeline by name.
 

@@ -101,8 +101,12 @@ class Slice:
             files.remove_folder(folder)
 
 
-def commit_small(slice_: Slice, table: str, rows: pa.RecordBatch, fingerprint: str) -> None:
-    """Make a few rows (statistics, verdicts) the content of a table's partition, unless they are already."""
+def commit_small(slice_: Slice, table: str, rows: pa.RecordBatch, fingerprint: str, **what: Any) -> None:
+    """Make a few rows (statistics, verdicts) the content of a table's partition, unless they are already.
+
+    Args:
+        what: more for the receipt.
+    """
     slot = Slot(table, slice_.key)
     standing = slice_.lake.head(slot)
     if standing is not None and standing.fingerprint == fingerprint:
@@ -110,7 +114,7 @@ def commit_small(slice_: Slice, table: str, rows: pa.RecordBatch, fingerprint: s
     attempt = slice_.lake.begin(slot)
     with slice_.workspace(table, attempt) as folder:
         staged = stage([rows], rows.schema, folder, table)
-        slice_.lake.commit(slot, staged, rows.schema, slice_.receipt(fingerprint), attempt)
+        slice_.lake.commit(slot, staged, rows.schema, slice_.receipt(fingerprint, **what), attempt)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class StageResult:
         metadata: values (numbers, strings, mappings) that a person wants to see.
         markdown: a longer text for people, with tables and pictures; empty for none.
         report: file that a person opens; None for none.
+        trend: the page over all partitions, which is made anew at the end of the run; None where none shows the stage.
         rendering: work on `report` that goes on beside the next partitions; the stage has ended well only
             when it has.
     """
@@ -139,3 +144,4 @@ class StageResult:
     markdown: str = ""
     report: Location | None = None
     rendering: Future[Any] | None = None
+    trend: Location | None = None

@@ -128,6 +128,7 @@ class _Range:
                     f"[{self._spec.name}] {key} {state} ({number} of {len(keys)}, {seconds:.1f} s)"
                 )
             yield from self._report_rendered(wait=True)
+            self._draw_trend()
         except events.INTERRUPTED:
             events.let_be_retried(self._context.instance, self._run.run_id)
             self._services.progress(
@@ -208,6 +209,17 @@ class _Range:
             ended[skipped.name] = Outcome.now("skipped", self._run.run_id, f"{stage.name} failed")
         self._remember(key, ended)
 
+    def _draw_trend(self) -> None:
+        """Make the pipeline's trend page anew, once a run; its failure fails the run and none of the dates."""
+        from batch_platform.core.trending import write_trend
+
+        if not {"drift_report", "performance"} & {stage.name for stage in self._stages}:
+            return
+        try:
+            write_trend(self._layout)
+        except BatchPlatformError as error:
+            self._failed["the trend page"] = self._cause(error)
+
     def _remember(self, key: str, ended: dict[str, Outcome]) -> None:
         """Record what became of stages; a disk too full for that neither hides it nor stops other dates."""
         try:
@@ -237,8 +249,9 @@ class _Range:
         return versions
 
     def _summary(self, dates: int) -> str:
+        failed = len(self._failed.keys() & set(self._context.partition_keys))
         lines = [f"{key}: {cause}" for key, cause in self._failed.items()]
-        head = f"{self._spec.name}: {len(self._failed)} of {dates} partitions failed, the others are done"
+        head = f"{self._spec.name}: {failed} of {dates} partitions failed, the others are done"
         hint = "Mend the cause and materialize these partitions again; the others need nothing."
         return "\n".join([head, *lines, hint])
 

@@ -11,6 +11,7 @@ from batch_platform.orchestration.assets import pipeline_assets
 from batch_platform.orchestration.automation import pipeline_job, pipeline_schedule
 from batch_platform.orchestration.maintenance import maintenance_job, maintenance_schedule
 from batch_platform.orchestration.model_assets import model_asset, training_asset
+from batch_platform.orchestration.reviews import review_job, review_sensor, training_job
 from batch_platform.orchestration.scaffold import TEMPLATE
 
 
@@ -65,5 +66,13 @@ class BatchInferencePipeline(PipelineSpec, dg.Component):
         if training.is_file():
             assets.append(training_asset(spec, context.defs_relative_module_name(training)))
         job, maintenance = pipeline_job(spec), maintenance_job(spec)
+        train = training_job(spec) if training.is_file() else None
+        asked_for = [maintenance, review_job(spec, is_trained=train is not None)]
         schedules = [*pipeline_schedule(spec, job), maintenance_schedule(spec, maintenance)]
-        return dg.Definitions(assets=assets, jobs=[job, maintenance], schedules=schedules)
+        sensors = [review_sensor(spec, job, train)]
+        return dg.Definitions(
+            assets=assets,
+            jobs=[job, *asked_for, *([train] if train else [])],
+            schedules=schedules,
+            sensors=sensors,
+        )

@@ -7,6 +7,7 @@ from urllib.parse import quote
 import dagster as dg
 
 from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
 from batch_platform.core.slice import StageResult
 from batch_platform.settings import Settings
 
@@ -26,11 +27,18 @@ def stage_metadata(result: StageResult, settings: Settings) -> dict[str, dg.Meta
     if result.markdown:
         metadata["summary"] = dg.MetadataValue.md(result.markdown)
     if result.report is not None:
-        # Browsers refuse links from the UI to files, so the link goes to the server of the reports.
-        place = files.relative(result.report, settings.root / "reports")
-        metadata["report"] = dg.MetadataValue.url(f"{settings.reports_url}/{quote(place)}")
+        metadata["report"] = link(result.report, settings)
         metadata["report_file"] = dg.MetadataValue.path(str(result.report))
+    if result.trend is not None:
+        metadata["trend"] = link(result.trend, settings)
     return metadata
+
+
+def link(page: Location, settings: Settings) -> dg.MetadataValue:
+    """A page as a link that opens from the UI."""
+    # Browsers refuse links from the UI to files, so the link goes to the server of the reports.
+    place = files.relative(page, settings.root / "reports")
+    return dg.MetadataValue.url(f"{settings.reports_url}/{quote(place)}")
 
 
 def model_metadata(model: "RegisteredVersion") -> dict[str, dg.MetadataValue]:

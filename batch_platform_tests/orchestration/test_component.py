@@ -112,6 +112,8 @@ def test_assets_checks_job_and_schedule(sandbox: DefsFolderSandbox) -> None:
     schedules = {schedule.name: schedule.cron_schedule for schedule in defs.schedules}
     assert schedules.pop("shop_schedule") == "0 3 * * *"
     assert list(schedules) == ["shop_maintenance_schedule"]
+    assert {job.name for job in defs.jobs} == {"shop", "shop_maintenance", "shop_drift_review"}
+    assert [sensor.name for sensor in defs.sensors] == ["shop_reviews"]
 
 
 def with_field(path: str, value: Any) -> dict[str, Any]:

@@ -93,6 +93,14 @@ class ReferenceStore:
         found = files.entries(self.folder / "references", "*.json")
         return self._reference(found[-1]) if found else None
 
+    def all(self) -> list[Reference]:
+        """Every reference, oldest first.
+
+        Raises:
+            MonitoringError: one cannot be read.
+        """
+        return [self._reference(path) for path in files.entries(self.folder / "references", "*.json")]
+
     def freeze(self, keys: Sequence[str], tables: Sequence[str], by: str, why: str) -> Reference:
         """Make these partitions the new reference; their profiles are copied, so that it never changes.
 

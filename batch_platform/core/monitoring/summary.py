@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from batch_platform.core.monitoring.drift import Finding, Verdict
+from batch_platform.core.monitoring.reviews import Reviewed
 
 _SHOWN_FINDINGS = 12
 _BARS = 12
@@ -34,23 +35,38 @@ def verdict_values(verdict: Verdict) -> dict[str, Any]:
         "message": verdict.message,
         "rows": verdict.rows,
         "reference_days": verdict.reference_days,
-        "findings": [
-            {**vars(finding), "z": finding.z if math.isfinite(finding.z) else None}
-            for finding in verdict.findings
-        ],
+        "findings": [_finding_values(finding) for finding in verdict.findings],
         "scores": dict(verdict.scores),
         "not_judged": list(verdict.not_judged),
     }
 
 
-def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float]) -> str:
+def reviewed_values(reviewed: Reviewed) -> dict[str, Any]:
+    """A verdict and the owners' decisions on its causes as JSON values."""
+    return {
+        **verdict_values(reviewed.verdict),
+        **{
+            name: [{**_finding_values(finding), "decision": review.number} for finding, review in decided]
+            for name, decided in (("accepted", reviewed.accepted), ("rejected", reviewed.rejected))
+        },
+    }
+
+
+def _finding_values(finding: Finding) -> dict[str, Any]:
+    return {**vars(finding), "z": finding.z if math.isfinite(finding.z) else None}
+
+
+def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], decisions: str = "") -> str:
     """The judgement for the Dagster UI: a sentence per group, a table of findings, a plot.
 
     Args:
         verdicts: by group.
         nulls: column -> share of rows without a value.
+        decisions: what owners decided on the causes, in words.
     """
     lines = [f"**{group}**: {_plain(verdict.message)}  " for group, verdict in verdicts.items()]
+    if decisions:
+        lines.append(f"**owner's decision**: {_plain(decisions)}  ")
     rows = [(group, finding) for group, verdict in verdicts.items() for finding in verdict.findings]
     if rows:
         lines += ["", "| group | column | what | direction | effect | p |", "|---|---|---|---|---|---|"]
@@ -61,7 +77,7 @@ def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float]) -> str
         lines.append(f"\nand {len(rows) - _SHOWN_FINDINGS} more; see the report")
     missing = {name: share for name, share in nulls.items() if share}
     if missing:
-        named = ", ".join(f"{_plain(_line(name))} {share:.1%}" for name, share in missing.items())
+        named = ", ".join(f"{_plain(one_line(name))} {share:.1%}" for name, share in missing.items())
         lines += ["", f"Rows without a value: {named}"]
     scores = _scores(verdicts)
     if scores:
@@ -69,13 +85,18 @@ def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float]) -> str
     return "\n".join(lines)
 
 
-def summary_html(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], sampled: str) -> str:
+def summary_html(
+    verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], sampled: str, decisions: str = ""
+) -> str:
     """The judgement for the top of the page.
 
     Args:
         sampled: what the distributions below are drawn from, in words.
+        decisions: what owners decided on the causes, in words.
     """
     parts = [f"<p><b>{html.escape(group)}</b>: {html.escape(v.message)}</p>" for group, v in verdicts.items()]
+    if decisions:
+        parts.append(f"<p><b>owner's decision</b>: {html.escape(decisions)}</p>")
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _texts(group, finding)) + "</tr>"
         for group, verdict in verdicts.items()
@@ -86,7 +107,9 @@ def summary_html(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], sa
             f"<th align=left>{name}</th>" for name in ("group", "column", "what", "direction", "effect", "p")
         )
         parts.append(f"<table cellpadding=4><tr>{head}</tr>{rows}</table><p><small>{_LEGEND}</small></p>")
-    missing = ", ".join(f"{html.escape(_line(name))} {share:.1%}" for name, share in nulls.items() if share)
+    missing = ", ".join(
+        f"{html.escape(one_line(name))} {share:.1%}" for name, share in nulls.items() if share
+    )
     parts.append(f"<p>Rows without a value: {missing or 'none'}.</p>")
     scores = _scores(verdicts)
     if scores:
@@ -104,7 +127,7 @@ def plot(scores: Mapping[str, float], alarming: frozenset[str]) -> str:
         y = 20 * place + 22
         width = 300 * min(z, longest) / longest
         colour = "#c0392b" if column in alarming else "#7f8c8d"
-        name = html.escape(_line(column, 28))
+        name = html.escape(one_line(column, 28))
         bars.append(
             f'<text x="195" y="{y + 12}" text-anchor="end">{name}</text>'
             f'<rect x="200" y="{y}" width="{width:.1f}" height="14" fill="{colour}"/>'
@@ -129,7 +152,7 @@ def _alarming(verdicts: Mapping[str, Verdict]) -> frozenset[str]:
 
 def _texts(group: str, finding: Finding) -> list[str]:
     numbers = ["", ""] if finding.statistic == "schema" else [f"{finding.effect:+.3f}", f"{finding.p:.2g}"]
-    return [group, _line(finding.column), _line(finding.statistic), finding.direction, *numbers]
+    return [group, one_line(finding.column), one_line(finding.statistic), finding.direction, *numbers]
 
 
 def _cells(group: str, finding: Finding) -> list[str]:
@@ -137,7 +160,7 @@ def _cells(group: str, finding: Finding) -> list[str]:
     return [*map(_plain, words), effect, p]
 
 
-def _line(text: str, longest: int = _NAME_CHARACTERS) -> str:
+def one_line(text: str, longest: int = _NAME_CHARACTERS) -> str:
     """A name from data as one line that is not too long."""
     line = " ".join(_CONTROL.sub(" ", text).split())
     return line if len(line) <= longest else line[: longest - 1] + "…"

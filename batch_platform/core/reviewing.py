@@ -1,0 +1,183 @@
+"""An owner's decision on a partition's alarm: what it is about, what it makes, and which partitions feel it.
+
+Reads the verdicts of `drift.json`; the decisions themselves are kept by `monitoring/reviews.py`.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from batch_platform.core.data import files
+from batch_platform.core.layout import Layout
+from batch_platform.core.monitoring.drift import MINIMUM_REFERENCE_DAYS
+from batch_platform.core.monitoring.reference import Reference, ReferenceStore
+from batch_platform.core.monitoring.reviews import Cause, Decision, Review, ReviewStore
+from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import MonitoringError
+from batch_platform.settings import Settings
+
+GROUPS = ("features", "predictions")
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What `drift.json` says of a partition.
+
+    Attributes:
+        causes: of the alarm, as the rule found them; those that were accepted are among them.
+        reference: version of the reference it was judged against; 0 for none.
+    """
+
+    causes: tuple[Cause, ...]
+    reference: int
+
+
+def alarm_of(layout: Layout, partition_key: str) -> Alarm | None:
+    """The alarm of a judged partition, without causes where it was quiet; None where it was not judged yet.
+
+    Raises:
+        MonitoringError: its `drift.json` cannot be read.
+    """
+    path = layout.report(partition_key) / "drift.json"
+    content = files.read_if_there(path)
+    if content is None:
+        return None
+    try:
+        values = json.loads(content)
+        causes = tuple(
+            Cause(group, finding["column"], finding["statistic"], finding["direction"])
+            for group in GROUPS
+            for finding in [*values[group]["findings"], *values[group]["accepted"]]
+        )
+        return Alarm(causes, int(values["reference"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise MonitoringError(
+            f"{path}: cannot be read ({error!r}); materialize {layout.pipeline}/drift_report for {partition_key} again"
+        ) from None
+
+
+def decide(
+    spec: PipelineSpec,
+    settings: Settings,
+    partition_key: str,
+    decision: Decision,
+    by: str,
+    why: str,
+    retrain: bool = False,
+    since: str | None = None,
+) -> Review:
+    """Record what an owner decided on a partition's alarm.
+
+    Args:
+        decision: `accept`: the change is expected and does not fire again for the same causes. `reject`: it is not,
+            and goes on firing. `new_reference`: days are compared with the newest partitions up to this one.
+        retrain: with `reject`: ask for a training.
+        since: with `new_reference`: its first partition; default: so many as `drift.reference_partitions` says.
+
+    Raises:
+        PartitionKeyError: the key is none of the pipeline's.
+        MonitoringError: the partition was not judged, raised no alarm, or is no end of a reference.
+        StorageError: it cannot be recorded.
+    """
+    layout = Layout.of(settings, spec.name)
+    for key in filter(None, (partition_key, since)):
+        spec.partitions.calendar().partition(key)  # refuses a key that is none
+    about = f"pipeline {spec.name}, partition {partition_key}"
+    if retrain and decision != "reject":
+        raise MonitoringError(f"{about}: a training can be asked for when an alarm is rejected")
+    if since is not None and decision != "new_reference":
+        raise MonitoringError(f"{about}: a first partition belongs to a new reference")
+    alarm = alarm_of(layout, partition_key)
+    if alarm is None:
+        raise MonitoringError(
+            f"{about}: no verdict to decide on; materialize {spec.name}/drift_report for it first"
+        )
+    if not alarm.causes and decision != "new_reference":
+        raise MonitoringError(
+            f"{about}: the partition raised no alarm, so there is nothing to {decision}; `batch-platform status "
+            f"{spec.name}` lists the drifting ones"
+        )
+    made = None
+    if decision == "new_reference":
+        made = _new_reference(spec, layout, partition_key, since, by, why).version
+    store = ReviewStore(layout.monitoring)
+    return store.record(
+        partition_key, decision, by, why, alarm.causes, alarm.reference, made_reference=made, retrain=retrain
+    )
+
+
+def _new_reference(
+    spec: PipelineSpec, layout: Layout, last: str, since: str | None, by: str, why: str
+) -> Reference:
+    """The newest partitions with rows up to `last` as the reference; the standing one where it is the same."""
+    store = ReferenceStore(layout.monitoring)
+    wanted = spec.drift.reference_partitions
+    known = [key for key in store.keys(*GROUPS) if (since or "") <= key <= last]
+    with_rows = (key for key in reversed(known) if store.rows(GROUPS[0], key))
+    keys = list(islice(with_rows, wanted if since is None else None))[::-1]
+    least = wanted if since is None else MINIMUM_REFERENCE_DAYS
+    if len(keys) < least:
+        span = f"up to {last}" if since is None else f"from {since} to {last}"
+        raise MonitoringError(
+            f"pipeline {spec.name}: {len(keys)} partitions with rows {span}; a reference needs {least}: accept the "
+            "alarm now, and make the new reference when there are so many"
+        )
+    standing = store.current()
+    if standing is not None and standing.keys == tuple(keys):
+        return standing
+    made = store.freeze(keys, list(GROUPS), by, why)
+    if made.keys != tuple(keys):
+        raise MonitoringError(
+            f"pipeline {spec.name}: reference {made.version} was made by {made.by} at the same moment; look at it, "
+            "then decide again"
+        )
+    return made
+
+
+# -- what follows -----------------------------------------------------------------------------------------
+
+
+def to_judge_again(layout: Layout, review: Review) -> list[str]:
+    """The partition of a decision, and later ones whose alarms it speaks of: their verdicts are to be made again."""
+    known = [key for key in ReferenceStore(layout.monitoring).keys(*GROUPS) if key > review.partition_key]
+    return [review.partition_key, *(key for key in known if _feels(layout, key, review))]
+
+
+def _feels(layout: Layout, partition_key: str, review: Review) -> bool:
+    alarm = alarm_of(layout, partition_key)
+    if alarm is None or not alarm.causes or review.decision == "reject":
+        return False
+    return review.decision == "new_reference" or not set(alarm.causes).isdisjoint(review.causes)
+
+
+def decisions(layout: Layout, partition_keys: Iterator[str] | list[str]) -> dict[str, str]:
+    """What owners decided on these partitions' alarms, in words; partitions without a decision are left out."""
+    reviews = ReviewStore(layout.monitoring).all()
+    if not reviews:
+        return {}
+    found = {key: _words(layout, key, reviews) for key in partition_keys}
+    return {key: words for key, words in found.items() if words}
+
+
+def _words(layout: Layout, partition_key: str, reviews: list[Review]) -> str:
+    alarm = alarm_of(layout, partition_key)
+    causes = set() if alarm is None else set(alarm.causes)
+    speaking = [
+        review
+        for review in reviews
+        if review.partition_key == partition_key
+        or (
+            alarm is not None
+            and review.reference == alarm.reference
+            and review.partition_key < partition_key
+            and not causes.isdisjoint(review.causes)
+        )
+    ]
+    return "; ".join(review.words for review in speaking)
+
+
+def as_values(review: Review) -> Mapping[str, Any]:
+    """A decision as JSON values."""
+    return {**vars(review), "causes": [vars(cause) for cause in review.causes]}

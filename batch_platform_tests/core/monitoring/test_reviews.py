@@ -1,0 +1,107 @@
+"""The owners' decisions: kept for good, in order, on a disk and in object storage, and no longer than they speak."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from batch_platform.core.data import files
+from batch_platform.core.data.files import Location
+from batch_platform.core.monitoring.drift import Finding, Verdict
+from batch_platform.core.monitoring.reviews import Cause, Review, Reviewed, ReviewStore, reviewed
+from batch_platform.errors import MonitoringError
+
+AMOUNT = Finding("amount", "mean rank", "up", 0.2, 6.0, 1e-6)
+PLAN = Finding("plan", "share of 'pro'", "down", -0.1, -5.0, 1e-5)
+ALARM = Verdict("alert", (AMOUNT, PLAN), 100, 28, {"amount": 6.0, "plan": 5.0}, "drift in amount, plan")
+
+
+def review(number: int = 1, *causes: Finding, key: str = "2026-01-05", **more: Any) -> Review:
+    made = tuple(Cause.of("features", finding) for finding in causes)
+    usual = Review(number, key, "accept", "ann", "campaign", "2026-02-01T00:00:00+00:00", made, 1)
+    return replace(usual, **more)
+
+
+def after(
+    *reviews: Review, key: str = "2026-01-07", reference: int = 1, verdict: Verdict = ALARM
+) -> Reviewed:
+    return reviewed({"features": verdict}, reviews, key, reference)["features"]
+
+
+def test_decisions_are_kept_in_order_and_never_changed(root: Location) -> None:
+    store = ReviewStore(root / "monitoring" / "mini")
+    assert store.all() == []
+    causes = [Cause.of("features", AMOUNT)]
+    first = store.record("2026-01-05", "accept", "ann", "a <b>campaign</b>\n", causes, 1)
+    second = store.record("2026-01-06", "reject", "bob", "no", causes, 1, retrain=True)
+    assert store.all() == [first, second]
+    assert (first.number, second.number, first.why) == (1, 2, "a <b>campaign</b>")
+    assert second.words.startswith("rejected by bob on 20")
+    assert second.words.endswith(": no; a training was asked for")
+
+
+def test_decisions_at_the_same_moment_are_all_kept(root: Location) -> None:
+    store = ReviewStore(root / "monitoring" / "mini")
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda who: store.record("d", "accept", f"w{who}", "same", [], 1), range(8)))
+    assert sorted(one.number for one in made) == list(range(1, 9))
+    assert sorted(one.by for one in store.all()) == [f"w{who}" for who in range(8)]
+
+
+@pytest.mark.parametrize(("by", "why"), [("", "x"), ("ann", " \n"), ("ann", "x" * 2001)])
+def test_who_and_why_must_be_given(root: Location, by: str, why: str) -> None:
+    store = ReviewStore(root / "monitoring" / "mini")
+    with pytest.raises(MonitoringError, match="must be given"):
+        store.record("2026-01-05", "accept", by, why, [], 1)
+    assert store.all() == []
+
+
+def test_an_altered_decision_is_refused(root: Location) -> None:
+    store = ReviewStore(root / "monitoring" / "mini")
+    store.record("2026-01-05", "reject", "ann", "why", [], 1)
+    place = store.folder / "000001.json"
+    files.replace(place, place.read_bytes().replace(b"reject", b"accept"))
+    with pytest.raises(MonitoringError, match=r"000001\.json: not a decision as it was recorded"):
+        store.all()
+
+
+def test_an_accepted_cause_does_not_fire_again_and_the_others_do() -> None:
+    assert after() == Reviewed(ALARM)
+    both = after(review(1, AMOUNT, PLAN))
+    assert (both.verdict.alert, both.verdict.findings) == (False, ())
+    assert both.verdict.message.startswith("no new drift; accepted by an owner: amount (mean rank up), plan")
+    assert [finding for finding, _ in both.accepted] == [AMOUNT, PLAN]
+    assert both.words == "accepted as expected by ann on 2026-02-01: campaign"
+    one = after(review(1, AMOUNT))
+    assert (one.verdict.alert, one.verdict.findings) == (True, (PLAN,))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        review(1, replace(AMOUNT, direction="down"), replace(PLAN, direction="up")),
+        review(1, replace(AMOUNT, statistic="null rate"), replace(PLAN, column="plans")),
+        review(1, AMOUNT, PLAN, reference=2),
+        review(1, AMOUNT, PLAN, key="2026-01-08"),
+        review(1),
+    ],
+    ids=["direction", "statistic or column", "reference", "a later partition", "no cause"],
+)
+def test_what_a_decision_does_not_speak_of_still_fires(other: Review) -> None:
+    assert after(other) == Reviewed(ALARM)
+
+
+def test_another_group_with_the_same_column_still_fires() -> None:
+    assert reviewed({"predictions": ALARM}, [review(1, AMOUNT, PLAN)], "2026-01-07", 1)["predictions"] == (
+        Reviewed(ALARM)
+    )
+
+
+def test_the_last_word_counts() -> None:
+    taken_back = after(review(1, AMOUNT, PLAN), review(2, AMOUNT, decision="reject", why="no"))
+    assert taken_back.verdict.findings == (AMOUNT,)
+    assert [one.number for _, one in taken_back.rejected] == [2]
+    assert "rejected by ann" in taken_back.words
+    again = after(review(1, AMOUNT, PLAN, decision="reject"), review(2, AMOUNT, PLAN))
+    assert not again.verdict.alert

@@ -1,0 +1,99 @@
+"""The trend page from committed tables: everything on it, nothing live in it, on a disk and in object storage."""
+
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batch_platform.core.layout import Layout
+from batch_platform.core.monitoring.reference import Reference
+from batch_platform.core.monitoring.reviews import Cause, Review
+from batch_platform.core.monitoring.trend import MAX_PARTITIONS, Series, Trend, trend_page
+from batch_platform.core.reviewing import decide
+from batch_platform.core.trending import gather, write_trend
+from batch_platform.settings import Settings
+from batch_platform_tests.core.committed import slice_of
+from batch_platform_tests.core.test_drift_reporting import DRIFT, KEYS, Pages, judge, table
+
+EVIL = "</title></svg><script>alert(1)</script><img src=x onerror=alert(2)>\x00'\"&"
+
+
+class Page(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.links: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.links |= {str(value) for name, value in attrs if name in ("href", "src")}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_of_a_pipeline_shows_alarms_decisions_and_references(tmp_path: Path) -> None:
+    pages = Pages()
+    for day in range(6):
+        judge(tmp_path, pages, day)
+    judge(tmp_path, pages, 6, table(6, shift=3))
+    slice_ = slice_of(tmp_path, KEYS[6], drift=DRIFT)
+    decide(slice_.spec, slice_.settings, KEYS[6], "reject", "ann", "a broken sensor", retrain=True)
+    trend = gather(slice_.layout)
+    assert list(trend.keys) == KEYS[:7]
+    assert trend.statuses["features"] == [*["not enough history"] * 5, "ok", "alert"]
+    assert trend.alarms[("features", "amount")] == {6}
+    assert trend.scores[("features", "amount")][:5] == [None] * 5
+    place = write_trend(slice_.layout)
+    page = Page(place.read_bytes().decode())
+    for words in ("amount", "score", "a broken sensor", "a training was asked for", "reference 1", KEYS[6]):
+        assert words in page.text
+    assert f"{KEYS[6]}/drift.html" in page.links
+    assert place == slice_.layout.report(KEYS[6]).parent / "trend.html"
+
+
+def test_a_pipeline_that_was_never_judged_has_a_page(tmp_path: Path) -> None:
+    place = write_trend(Layout.of(Settings(root=tmp_path), "mini"))
+    assert "No partition was judged yet" in place.read_bytes().decode()
+
+
+def made(partitions: int, columns: int, name: str = "column", **more: Any) -> Trend:
+    keys = [f"2026-01-01-{place:05d}" for place in range(partitions)]
+    scores = {
+        ("features", f"{name} {column}"): [float((place * 7 + column) % 11) for place in range(partitions)]
+        for column in range(columns)
+    }
+    performance = {"auc": Series([0.8] * partitions, [0.7] * partitions, [0.9] * partitions)}
+    statuses = {"features": ["ok"] * partitions}
+    return Trend("mini", keys, statuses, scores, performance=performance, **more)
+
+
+def test_nothing_that_comes_from_data_is_markup() -> None:
+    reference = Reference(1, ("2025-12-01", "2025-12-31"), EVIL, EVIL, "2026-01-01", ())
+    cause = Cause("features", EVIL, EVIL, "up")
+    review = Review(1, "2026-01-01-00003", "accept", EVIL, EVIL, "2026-01-02T00:00:00", (cause,), 1)
+    trend = made(5, 1, EVIL, references=[reference], reviews=[review])
+    trend = Trend(**{**vars(trend), "alarms": {name: frozenset({3}) for name in trend.scores}})
+    text = trend_page(trend)
+    page = Page(text)
+    assert page.tags <= {
+        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "small", "svg", "text", "rect"),
+        *("path", "circle", "table", "tr", "th", "td", "a", "details", "summary"),
+    }
+    assert not [name for name in page.attributes if name.startswith("on")]
+    assert page.links == {"2026-01-01-00003/drift.html"}
+    assert "Content-Security-Policy" in text
+    assert "default-src 'none'" in text
+    assert "\x00" not in text
+
+
+@pytest.mark.parametrize(("partitions", "columns"), [(1, 1), (MAX_PARTITIONS, 50), (MAX_PARTITIONS, 2_000)])
+def test_the_page_stays_small(partitions: int, columns: int) -> None:
+    page = trend_page(made(partitions, columns))
+    assert len(page) < 4_000_000
+    assert ("with smaller z are not drawn" in page) == (columns > 300)
