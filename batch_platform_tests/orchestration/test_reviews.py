@@ -51,6 +51,7 @@ def tick(mini: Mini, cursor: str | None = None, is_trained: bool = True) -> dg.S
 
 def test_an_alarm_is_accepted_in_the_form_and_the_sensor_makes_the_checks_green(drifting: Mini) -> None:
     assert tick(drifting).run_requests == []
+    assert drifting.layout.trend.is_file()
     launch(drifting, decision="accept")
     (request,) = tick(drifting).run_requests or []
     assert request.asset_selection == [dg.AssetKey(["mini", "drift_report"])]

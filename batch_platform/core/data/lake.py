@@ -209,19 +209,6 @@ class Lake:
             rows[key] = rows.get(key, 0) + count
         return rows
 
-    def standing_files(self, table: str) -> dict[str, list[Location]]:
-        """The files that stand in every partition of a table, by key, from its log alone."""
-        handle = self.table(table).open()
-        if handle is None:
-            return {}
-        actions = pa.table(handle.get_add_actions(flatten=True))
-        found: dict[str, list[Location]] = {}
-        for key, path in zip(
-            actions[f"partition.{PARTITION_COLUMN}"].to_pylist(), actions["path"].to_pylist(), strict=True
-        ):
-            found.setdefault(key, []).append(self.location(Slot(table, key), path.rpartition("/")[2]))
-        return found
-
     def filled_slots(self, table: str) -> list[Slot]:
         """The slots in which rows stand, in order."""
         handle = self.table(table).open()
