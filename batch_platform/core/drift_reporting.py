@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
+from batch_platform.core.features.chunks import PARENT_KEY
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.monitoring import summary
 from batch_platform.core.monitoring.evidently_report import RenderRequest
@@ -118,7 +119,7 @@ def _watched(slice_: Slice) -> Watched:
     predictions = slice_.lake.schema("predictions")
     assert features is not None
     assert predictions is not None
-    hidden = slice_.spec.sensitive_columns | {"row_key", slice_.spec.source.row_key}
+    hidden = slice_.spec.sensitive_columns | {"row_key", PARENT_KEY, slice_.spec.source.row_key}
     watchable = [name for name in features.names if name not in hidden]
     chosen = slice_.spec.drift.columns
     names = watchable if chosen == "auto" else list(chosen)

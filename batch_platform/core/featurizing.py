@@ -4,7 +4,7 @@ Reads the committed raw rows batch by batch, sets rows aside that the recipe can
 commits once. It does not know what the features mean.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_platform.core import gate
-from batch_platform.core.data.contract import Rejected
+from batch_platform.core.data.cells import arrow_type
+from batch_platform.core.data.contract import Contract, Rejected
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.staging import read_files, stage
+from batch_platform.core.features.chunks import ROWS_AT_ONCE, chunk_keys
 from batch_platform.core.features.lookups import Joined, beside, join_lookups
 from batch_platform.core.features.recipe import Recipe, load_recipe, passthrough
+from batch_platform.core.features.steps import recipe_of_steps
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.quarantine import payload_of, standing_quarantine
@@ -25,16 +28,29 @@ from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.errors import SourceError
 
+# Content of a file of the model that scores, by its path in the model's folder.
+ModelFile = Callable[[str], bytes]
+
 
 def recipe_of(spec: PipelineSpec) -> Recipe:
-    """The pipeline's recipe; without one, the contract's columns pass through.
+    """The pipeline's recipe, without the model's files; without a recipe, the contract's columns pass through.
 
     Raises:
-        RecipeError: the named recipe cannot be loaded.
+        RecipeError: the named recipe cannot be loaded, or a step is wrong.
     """
-    if spec.features is None or spec.features.recipe is None:
+    if spec.features is None:
         return passthrough(spec.source.columns)
-    return load_recipe(spec.features.recipe)
+    if spec.features.recipe is not None:
+        return load_recipe(spec.features.recipe)
+    assert spec.features.steps is not None  # one of the two is there
+    return recipe_of_steps(spec.features.steps, _seen_by_steps(spec))
+
+
+def _seen_by_steps(spec: PipelineSpec) -> pa.Schema:
+    """The raw table's columns and those of the lookups."""
+    raw = Contract(spec.source.columns, spec.source.row_key).schema
+    taken = [field for lookup in spec.lookups for field in (lookup.taken() or {}).items()]
+    return pa.schema([*raw, *(pa.field(name, arrow_type(kind)) for name, kind in taken)])
 
 
 def recipe_with(spec: PipelineSpec, joined: Sequence[Joined]) -> Recipe:
@@ -44,10 +60,9 @@ def recipe_with(spec: PipelineSpec, joined: Sequence[Joined]) -> Recipe:
         RecipeError: the named recipe cannot be loaded.
     """
     recipe = recipe_of(spec)
-    passes = spec.features is None or spec.features.recipe is None
-    return (
-        recipe.passing(pa.schema([field for each in joined for field in each.schema])) if passes else recipe
-    )
+    if spec.features is not None:
+        return recipe
+    return recipe.passing(pa.schema([field for each in joined for field in each.schema]))
 
 
 def features_schema(recipe: Recipe) -> pa.Schema:
@@ -55,8 +70,11 @@ def features_schema(recipe: Recipe) -> pa.Schema:
     return pa.schema([pa.field("row_key", pa.string(), nullable=False), *recipe.output])
 
 
-def featurize_partition(slice_: Slice) -> StageResult:
+def featurize_partition(slice_: Slice, model_file: ModelFile | None = None) -> StageResult:
     """Make the features of one partition.
+
+    Args:
+        model_file: gives the files of the model that steps of the recipe read.
 
     Raises:
         UpstreamMissingError: the partition has not been landed.
@@ -67,7 +85,11 @@ def featurize_partition(slice_: Slice) -> StageResult:
     """
     raw = slice_.committed("raw")
     with slice_.workspace("lookups", 0) as folder:
-        return _featurize(slice_, raw, _joined(slice_, folder))
+        joined = _joined(slice_, folder)
+        recipe = recipe_with(slice_.spec, joined)
+        if recipe.reads and model_file is not None:
+            recipe = recipe.with_files(model_file)
+        return _featurize(slice_, raw, joined, recipe)
 
 
 def _joined(slice_: Slice, folder: Path) -> list[Joined]:
@@ -82,9 +104,8 @@ def _joined(slice_: Slice, folder: Path) -> list[Joined]:
         raise type(error)(f"{slice_.about}: {error}") from None
 
 
-def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined]) -> StageResult:
+def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined], recipe: Recipe) -> StageResult:
     lake, slot = slice_.lake, Slot("features", slice_.key)
-    recipe = recipe_with(slice_.spec, joined)
     schema = features_schema(recipe)
     made_of: dict[str, Any] = {"raw": raw.fingerprint, "recipe": recipe.version, "code": code_version()}
     if joined:
@@ -113,6 +134,8 @@ def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined]) -> StageRes
             "raw_fingerprint": raw.fingerprint,
             "rows_in": entering,
             "lookups": [each.describe() for each in joined],
+            "model_files": recipe.file_digests,
+            "expands": recipe.expands,
         }
         commit = publish(slice_, "features", staged, schema, rejected, identity, attempt, **what)
     return _result(commit, checks, reused=False)
@@ -147,22 +170,28 @@ def _features(
 ) -> Iterator[pa.RecordBatch]:
     masked = bool(slice_.spec.sensitive_columns)
     required = [name for each in joined for name in sorted(each.required)]
-    for whole in beside(slice_.lake.batches("raw", slice_.key), joined):
+    for whole in beside(_raw_batches(slice_, recipe), joined):
         raw = _with_required(slice_, whole, required, rejected)
         features, kept, failures = recipe.apply_with_failures(raw, mask_values=masked)
         for failure in failures:
             rejected.append(_rejected(slice_, raw, failure.row, failure.error_type, failure.message))
-        keys = raw["row_key"].take(kept)
+        keys = chunk_keys(raw["row_key"], kept) if recipe.expands else raw["row_key"].take(kept)
         columns = pa.RecordBatch.from_arrays([keys, *features.columns], schema=schema)
-        finite = _finite_rows(columns)
-        for row in pc.indices_nonzero(pc.invert(finite)).to_pylist():
-            names = [name for name in schema.names if gate.count_not_finite(columns[name].slice(row, 1))]
-            rejected.append(
-                _rejected(
-                    slice_, raw, kept[row].as_py(), "not_finite", f"infinite or NaN in feature {names[0]!r}"
-                )
-            )
-        yield columns.filter(finite)
+        # With one piece of a row all of its pieces go: a raw row is either in the features or in quarantine.
+        broken: dict[int, str] = {}
+        for place in pc.indices_nonzero(pc.invert(_finite_rows(columns))).to_pylist():
+            names = [name for name in schema.names if gate.count_not_finite(columns[name].slice(place, 1))]
+            broken.setdefault(kept[place].as_py(), names[0])
+        for row, name in broken.items():
+            rejected.append(_rejected(slice_, raw, row, "not_finite", f"infinite or NaN in feature {name!r}"))
+        yield columns.filter(pc.invert(pc.is_in(kept, value_set=pa.array(broken, pa.int64()))))
+
+
+def _raw_batches(slice_: Slice, recipe: Recipe) -> Iterator[pa.RecordBatch]:
+    for batch in slice_.lake.batches("raw", slice_.key):
+        size = ROWS_AT_ONCE if recipe.expands else max(1, batch.num_rows)
+        for first in range(0, batch.num_rows, size):
+            yield batch.slice(first, size)
 
 
 def _with_required(

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.staging import StagedFile, stage
+from batch_platform.core.features.chunks import parent_key
 from batch_platform.core.slice import Slice
 
 Stage = Literal["raw", "features", "predictions"]
@@ -121,10 +122,19 @@ def payload_of(slice_: Slice, row: Mapping[str, Any]) -> str | None:
 
 
 def locate(slice_: Slice, keys: set[str]) -> dict[str, tuple[str, int]]:
-    """Where rows of the slice came from: row key -> (source file, row number)."""
-    places: dict[str, tuple[str, int]] = {}
+    """Where feature rows of the slice came from: row key -> (source file, row number)."""
     if not keys:
-        return places
+        return {}
+    features = slice_.lake.head(Slot("features", slice_.key))
+    if features is not None and features.receipt.get("expands", False):
+        parents = locate_raw(slice_, {parent_key(key) for key in keys})
+        return {key: parents[parent_key(key)] for key in keys}
+    return locate_raw(slice_, keys)
+
+
+def locate_raw(slice_: Slice, keys: set[str]) -> dict[str, tuple[str, int]]:
+    """Where raw rows of the slice came from: row key -> (source file, row number)."""
+    places: dict[str, tuple[str, int]] = {}
     wanted = pa.array(sorted(keys), pa.string())
     for batch in slice_.lake.batches("raw", slice_.key, ["row_key", "source_file", "source_row"]):
         found = batch.filter(pc.is_in(batch["row_key"], value_set=wanted))

@@ -210,6 +210,11 @@ class AggregateSpec(_Section):
         return self
 
 
+def _with_any_key(schema: dict[str, Any]) -> None:
+    del schema["additionalProperties"]
+    schema["required"].remove("on")
+
+
 class LookupSpec(_Section):
     """A point-in-time join: what was known of a raw row's key by a moment, and nothing from after it.
 
@@ -249,6 +254,16 @@ class LookupSpec(_Section):
         "fail",
         description="Rows that differ at the same key and newest moment: fail the partition, or take the one read last.",
     )
+
+    # YAML 1.1 reads an unquoted `on` as true, also as a key: `dg check` must let it pass, the validator below takes it.
+    model_config = ConfigDict(json_schema_extra=_with_any_key)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_as_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and True in values:
+            return {"on" if name is True else name: value for name, value in values.items()}
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> "LookupSpec":
@@ -311,7 +326,21 @@ class FeaturesSpec(_Section):
         pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
         description='A recipe in Python, as "module:ATTRIBUTE".',
     )
-    steps: list[dict[str, Any]] | None = Field(None, description="Built-in steps. A later release.")
+    steps: list[dict[str, Any]] | None = Field(
+        None,
+        min_length=1,
+        description="Steps, each one name with its parameters: clean_text, compose_text, truncate_characters, date_parts, "
+        "select, chunk, encode, or module:function of a step in Python. What is left at their end are the features.",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "FeaturesSpec":
+        if (self.recipe is None) == (self.steps is None):
+            raise ValueError("give either a recipe or steps")
+        for place, entry in enumerate(self.steps or ()):
+            if len(entry) != 1:
+                raise ValueError(f"steps.{place}: write one name with its parameters, not {len(entry)}")
+        return self
 
 
 class ModelSpec(_Section):
@@ -547,6 +576,8 @@ class PipelineSpec(_Section):
                     f"lookups.{place}: a column {twice[0]!r} is there already; set a prefix, or leave it out"
                 )
             names |= taken
+            if lookup.taken() is None and self.features is not None and self.features.steps is not None:
+                raise ValueError(f"lookups.{place}.columns: with features.steps, name the columns to take")
         return self
 
     @property
@@ -566,7 +597,6 @@ class PipelineSpec(_Section):
             "source.uri with a URL": "://" in self.source.uri,
             "lookups.format": any(lookup.format in ("delta", "sql") for lookup in self.lookups),
             "lookups.uri with a URL": any("://" in lookup.uri for lookup in self.lookups),
-            "features.steps": self.features is not None and self.features.steps is not None,
             "model.challenger": self.model.challenger is not None,
             "inference.executor: ray": self.inference.executor == "ray",
             "labels.format": self.labels is not None and self.labels.format in ("delta", "sql"),

@@ -104,6 +104,12 @@ def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
         signature.check_features(schema)
     except SignatureError as error:
         raise SignatureError(f"{slice_.about}, model {model.name} version {model.version}: {error}") from None
+    for path, digest in features.receipt.get("model_files", {}).items():
+        if model.files.get(path) != digest:
+            raise SignatureError(
+                f"{slice_.about}: its features were made with another {path} than that of model {model.name} version "
+                f"{model.version}: materialize {slice_.spec.name}/features for it again"
+            )
     decision = slice_.spec.decision
     parameters = {
         **engine.plan.to_dict(),

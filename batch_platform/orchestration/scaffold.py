@@ -33,7 +33,9 @@ attributes:
   # lookups:                # point-in-time joins: the newest row not after the partition's end
   #   - {uri: "data/NAME/usage/*.parquet", on: id, event_time: ts, lookback_days: 30}
 
-  # features: {recipe: "batch_platform.defs.NAME.features:RECIPE"}   # default: the columns pass through
+  # features:               # default: the columns pass through
+  #   steps: [{clean_text: {column: text}}, {chunk: {column: text, max_tokens: 256, overlap: 32}}]
+  #   recipe: "batch_platform.defs.NAME.features:RECIPE"   # instead of steps: a recipe in Python
 
   model: {name: NAME, alias: champion}     # `batch-platform models register --help`
 

@@ -52,6 +52,14 @@ class Services:
 
         return load_engine(self.model, self._spec)
 
+    def model_file(self, path: str) -> bytes:
+        """A file of that version, for steps that make features of it.
+
+        Raises:
+            ModelError: it has no such file, or it was altered.
+        """
+        return self.model.read_file(path)
+
     @cached_property
     def renderer(self) -> "Renderer":
         from batch_platform.core.monitoring.rendering import Renderer

@@ -4,7 +4,7 @@ Adding a stage is adding an entry here. Loading this module imports no model lib
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dagster as dg
 
@@ -37,7 +37,10 @@ class Stage:
 
 def stages_of(spec: PipelineSpec) -> list[Stage]:
     """The pipeline's stages in the order of their work."""
-    known = {stage.name: stage for stage in (_RAW, _FEATURES, _PREDICTIONS, _DRIFT_REPORT, _PERFORMANCE)}
+    from batch_platform.core.featurizing import recipe_of
+
+    features = replace(_FEATURES, upstream=("raw", "model")) if recipe_of(spec).reads else _FEATURES
+    known = {stage.name: stage for stage in (_RAW, features, _PREDICTIONS, _DRIFT_REPORT, _PERFORMANCE)}
     return [known[name] for name in stage_names(spec)]
 
 
@@ -71,10 +74,10 @@ def _land(slice_: Slice, _services: Services) -> StageResult:
     return land_partition(slice_)
 
 
-def _featurize(slice_: Slice, _services: Services) -> StageResult:
+def _featurize(slice_: Slice, services: Services) -> StageResult:
     from batch_platform.core.featurizing import featurize_partition
 
-    return featurize_partition(slice_)
+    return featurize_partition(slice_, services.model_file)
 
 
 def _score(slice_: Slice, services: Services) -> StageResult:

@@ -213,7 +213,6 @@ LATER: list[tuple[str, Any, str]] = [
     ("source.format", "sql", "source.format: sql"),
     ("source.format", "predictions", "source.format: predictions"),
     ("source.uri", "s3://bucket/{partition}", "source.uri with a URL"),
-    ("features.steps", [{"chunk": {}}], "features.steps"),
     ("model.challenger", "next", "model.challenger"),
     ("inference.executor", "ray", "inference.executor: ray"),
     ("labels", LABELS | {"format": "sql"}, "labels.format"),

@@ -91,6 +91,20 @@ class RegisteredVersion:
             )
         return folder
 
+    def read_file(self, path: str) -> bytes:
+        """One of the model's files, compared with what was registered.
+
+        Raises:
+            ModelError: there is no such file, or it was altered.
+        """
+        about = f"model {self.name} version {self.version}"
+        if path not in self.files:
+            raise ModelError(f"{about} has no file {path}; it has: {', '.join(sorted(self.files))}")
+        content = files.read_if_there(self.path / path)
+        if content is None or hashlib.sha256(content).hexdigest() != self.files[path]:
+            raise ModelError(f"{about}: {path} was altered since it was registered; register the model again")
+        return content
+
     def _local(self) -> Path:
         if isinstance(self.path, Path):
             return self.path

@@ -103,8 +103,9 @@ def explain(
     lake = lake or Lake(Layout.of(settings, spec.name))
     key = partition_of(spec, lake, row_key, partition_key)
     trail = Trail(lake, key)
-    raw, features, prediction = (
-        _row(trail.row(receipt, row_key)) for receipt in (trail.raw, trail.features, trail.predictions)
+    raw = _row(trail.raw_row(row_key))
+    features, prediction = (
+        _row(trail.row(receipt, row_key)) for receipt in (trail.features, trail.predictions)
     )
     quarantine = trail.quarantine(row_key)
     if raw is None and prediction is None and not quarantine:
@@ -169,7 +170,7 @@ def _outputs(prediction: Row) -> Row:
 
 
 def _masked_raw(spec: PipelineSpec, raw: Row) -> Row:
-    sensitive = _sensitive(spec)
+    sensitive = spec.sensitive_columns
     return {
         name: MASK if name in sensitive and value is not None else value
         for name, value in _plain(raw).items()
@@ -178,16 +179,12 @@ def _masked_raw(spec: PipelineSpec, raw: Row) -> Row:
 
 
 def _masked_features(spec: PipelineSpec, features: Row) -> Row:
-    sensitive = _sensitive(spec)
+    sensitive = spec.sensitive_columns
     return {
         name: MASK if name in sensitive or (sensitive and isinstance(value, str)) else value
         for name, value in _plain(features).items()
         if name != "row_key"
     }
-
-
-def _sensitive(spec: PipelineSpec) -> set[str]:
-    return {name for name, column in spec.source.columns.items() if column.sensitive}
 
 
 def _plain(row: Row) -> Row:

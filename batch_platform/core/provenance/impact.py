@@ -20,6 +20,7 @@ from batch_platform.core.data.files import Location
 from batch_platform.core.data.keys import SeenKeys
 from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.staging import read_files
+from batch_platform.core.features.chunks import parent_keys
 from batch_platform.core.layout import Layout
 from batch_platform.core.provenance.finding import KEY, open_parquet, value_range
 from batch_platform.core.provenance.trail import Receipt, Trail
@@ -247,11 +248,21 @@ class _Partition:
     def _of_source_file(self, receipt: Receipt) -> Iterator[tuple[Location, pa.Array]]:
         raw = self._raw(receipt)
         assert raw is not None
-        meant = SeenKeys()
         slot = Slot.of(raw)
         places = [self._lake.location(slot, file["path"]) for file in raw["files"]]
-        for batch in read_files(places, [KEY, "source_file"]):
-            meant.add(batch[KEY].filter(pc.equal(batch["source_file"], self._question.value)))
+        of_file = (
+            batch[KEY].filter(pc.equal(batch["source_file"], self._question.value))
+            for batch in read_files(places, [KEY, "source_file"])
+        )
+        if Trail(self._lake, receipt["partition_key"], receipt).is_of_pieces:
+            wanted = pa.chunked_array(of_file, pa.string()).combine_chunks()
+            for place in self._places(receipt):
+                for batch in read_files([place], [KEY]):
+                    yield place, batch[KEY].filter(pc.is_in(parent_keys(batch[KEY]), value_set=wanted))
+            return
+        meant = SeenKeys()
+        for keys in of_file:
+            meant.add(keys)
         for place in self._places(receipt):
             for batch in read_files([place], [KEY]):
                 yield place, batch[KEY].filter(pa.array(meant.add(batch[KEY])))

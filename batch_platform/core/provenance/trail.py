@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_platform.core.data.lake import Lake, Slot
+from batch_platform.core.features.chunks import parent_key
 from batch_platform.core.provenance import finding
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.errors import RowNotFoundError, StorageError
@@ -75,6 +76,16 @@ class Trail:
             f"{slot.table}, attempt {receipt['attempt']} of {receipt['committed_at']}: its files were removed since"
         )
         return None
+
+    @property
+    def is_of_pieces(self) -> bool:
+        """Whether the feature rows are pieces of raw rows, with keys of their own."""
+        return self.features is not None and self.features.get("expands", False)
+
+    def raw_row(self, row_key: str) -> pa.Table | None:
+        """The raw row with this key, or that the feature row with this key is a piece of; else as `row`."""
+        found = self.row(self.raw, row_key)
+        return self.row(self.raw, parent_key(row_key)) if found is None and self.is_of_pieces else found
 
     def quarantine(self, row_key: str) -> list[Row]:
         """The row's entries in quarantine, by stage, of all commits whose files are there, the newest first."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from batch_platform.core.data.staging import read_files
 from batch_platform.core.features.lookups import Joined, beside, join_lookups
-from batch_platform.core.spec import PipelineSpec, parse_spec
+from batch_platform.core.spec import LookupSpec, PipelineSpec, parse_spec
 from batch_platform.errors import ContractError, PipelineFileError, SourceError, SourceMissingError
 
 DAY = "2026-01-10"
@@ -340,6 +340,22 @@ def test_only_row_groups_within_the_lookback_are_read(tmp_path: Path) -> None:
 def test_mistakes_that_are_found_when_the_file_loads(lookup: dict[str, Any], message: str) -> None:
     with pytest.raises(PipelineFileError, match=message):
         pipeline(lookup)
+
+
+def test_on_may_stand_in_yaml_without_quotes(tmp_path: Path) -> None:
+    """YAML 1.1 reads it as true; neither we nor the check of Dagster's schema may stumble over it."""
+    import jsonschema
+    import yaml
+
+    lookup = yaml.safe_load("{uri: usage.parquet, on: customer, event_time: ts}")
+    assert True in lookup
+    assert (
+        pipeline().model_copy(update={"lookups": [LookupSpec.model_validate(lookup)]}).lookups[0].on
+        == "customer"
+    )
+    jsonschema.validate(lookup, LookupSpec.model_json_schema())
+    with pytest.raises(ValueError, match="evnt_time"):
+        LookupSpec.model_validate({**lookup, "evnt_time": "ts"})
 
 
 def test_two_lookups_may_not_bring_the_same_column(tmp_path: Path) -> None:
