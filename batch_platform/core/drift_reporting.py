@@ -15,9 +15,11 @@ import pyarrow.parquet as pq
 
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
+from batch_platform.core.diagnosing import diagnose
 from batch_platform.core.features.chunks import PARENT_KEY
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.monitoring import summary
+from batch_platform.core.monitoring.diagnosis import Diagnosis
 from batch_platform.core.monitoring.evidently_report import RenderRequest
 from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
 from batch_platform.core.monitoring.profile import Profile, profile_table
@@ -30,6 +32,7 @@ from batch_platform.errors import MonitoringError
 
 # Evidently's cost grows with the rows; half a thousand draw a distribution well enough.
 SAMPLE_ROWS = 500
+_SAMPLED = f"Distributions are drawn from at most {SAMPLE_ROWS} rows each; the verdict read all rows."
 
 _METRICS = pa.schema(
     [
@@ -80,22 +83,31 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
     )
     nulls = _null_shares(profiles)
     page = slice_.layout.report(slice_.key) / "drift.html"
-    said = {"fingerprint": identity, "reference": version, **verdicts}
+    found = _diagnosis(slice_, judgement, watched)
+    said = {
+        "fingerprint": identity,
+        "reference": version,
+        **verdicts,
+        "diagnosis": found and found.to_values(),
+    }
     reused = not _write_verdicts(page.with_suffix(".json"), said) and page.is_file()
     _commit_metrics(slice_, judgement, decided, identity)
-    request = None if reused else _request(slice_, judgement, decided, watched, nulls, page)
+    decisions = _decisions(decided)
+    top = summary.summary_html(judgement.verdicts, nulls, _SAMPLED, decisions, found)
+    request = None if reused else _request(slice_, judgement, watched, top, page)
     return StageResult(
         table="drift_metrics",
         rows=features_rows(features.receipt),
         data_version=identity,
         reused=reused,
-        checks=tuple(_check(table, each) for table, each in decided.items()),
+        checks=tuple(_check(table, each, found) for table, each in decided.items()),
         metadata={
             **{f"{table} verdict": verdict.message for table, verdict in judgement.verdicts.items()},
             "reference": _reference_words(judgement.reference),
-            "owner's decision": _decisions(decided) or None,
+            "owner's decision": decisions or None,
+            "diagnosis": found and found.paragraph,
         },
-        markdown=summary.markdown(judgement.verdicts, nulls, _decisions(decided)),
+        markdown=summary.markdown(judgement.verdicts, nulls, decisions, found),
         report=page,
         trend=slice_.layout.trend,
         rendering=None if request is None else renderer.submit(request),
@@ -165,7 +177,7 @@ def _null_shares(profiles: Mapping[str, Profile]) -> dict[str, float]:
 # -- the verdict ------------------------------------------------------------------------------------------
 
 
-def _check(table: str, decided: Reviewed) -> CheckResult:
+def _check(table: str, decided: Reviewed, diagnosis: Diagnosis | None) -> CheckResult:
     verdict = decided.verdict
     values: dict[str, Any] = {
         "status": verdict.status,
@@ -174,6 +186,8 @@ def _check(table: str, decided: Reviewed) -> CheckResult:
     }
     if decided.words:
         values["owner's decision"] = decided.words
+    if verdict.alert and diagnosis is not None:
+        values["diagnosis"] = diagnosis.paragraph
     found = {
         f"{f.column}: {f.statistic}": f"{f.direction}, effect {f.effect:+.3f}" for f in verdict.findings[:10]
     }
@@ -218,20 +232,26 @@ def _reference_words(reference: Reference | None) -> str:
     return f"version {reference.version}: {len(reference.keys)} partitions, {reference.keys[0]} to {reference.keys[-1]}"
 
 
+def _diagnosis(slice_: Slice, judgement: DriftJudgement, watched: Watched) -> Diagnosis | None:
+    """What an alarm is about; None where there is none, or no sample of the reference to compare with."""
+    if judgement.reference is None or not any(verdict.alert for verdict in judgement.verdicts.values()):
+        return None
+    current, reference = _samples(slice_, judgement, watched)
+    then = pa.table({}) if reference is None else files.read_table(reference)
+    return diagnose(slice_, judgement.verdicts, watched, files.read_table(current), then, judgement.reference)
+
+
 # -- the page ---------------------------------------------------------------------------------------------
 
 
 def _request(
     slice_: Slice,
     judgement: DriftJudgement,
-    decided: Mapping[str, Reviewed],
     watched: Watched,
-    nulls: Mapping[str, float],
+    summary_html: str,
     page: Location,
 ) -> RenderRequest:
-    current = _keep_sample(slice_, watched)
-    reference = _reference_sample(slice_, judgement.reference)
-    sampled = f"Distributions are drawn from at most {SAMPLE_ROWS} rows each; the verdict read all rows."
+    current, reference = _samples(slice_, judgement, watched)
     named = frozenset(
         finding.column for verdict in judgement.verdicts.values() for finding in verdict.findings
     )
@@ -240,13 +260,18 @@ def _request(
     }
     return RenderRequest(
         title=f"Drift report: {slice_.spec.name}, {slice_.key}",
-        summary_html=summary.summary_html(judgement.verdicts, nulls, sampled, _decisions(decided)),
+        summary_html=summary_html,
         current=current,
         reference=reference,
         scores=scores,
         detected=named,
         out=page,
     )
+
+
+def _samples(slice_: Slice, judgement: DriftJudgement, watched: Watched) -> tuple[Location, Location | None]:
+    """Samples of the partition and of the reference, as files."""
+    return _keep_sample(slice_, watched), _reference_sample(slice_, judgement.reference)
 
 
 def _keep_sample(slice_: Slice, watched: Watched) -> Location:

@@ -13,7 +13,7 @@ from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.intake import PartitionReader
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.data.staging import StagedFile, read_files, stage
-from batch_platform.core.provenance.fingerprint import fingerprint
+from batch_platform.core.provenance.fingerprint import contract_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.errors import DuplicateKeysError, GateError, SourceError, SourceMissingError
@@ -48,7 +48,8 @@ def land_partition(slice_: Slice) -> StageResult:
         if standing is not None and reused:
             settle(slice_, "raw", standing)
         else:
-            what = {"source": spec.source.uri, "counts": counts.describe()}
+            contract = contract_version(spec.source.model_dump(mode="json"))
+            what = {"source": spec.source.uri, "contract": contract, "counts": counts.describe()}
             publish(slice_, "raw", staged, schema, rejected, identity, attempt, **what)
     return StageResult(
         table="raw",

@@ -7,15 +7,17 @@ import base64
 import html
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from batch_platform.core.monitoring.diagnosis import Diagnosis
 from batch_platform.core.monitoring.drift import Finding, Verdict
 from batch_platform.core.monitoring.reviews import Reviewed
 
 _SHOWN_FINDINGS = 12
 _BARS = 12
 _NAME_CHARACTERS = 80
+_CELL_CHARACTERS = 240
 # Also what markdown makes links and entities of without being asked: https://x, www.x, a@b, &amp;
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~:.@&-])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
@@ -56,15 +58,22 @@ def _finding_values(finding: Finding) -> dict[str, Any]:
     return {**vars(finding), "z": finding.z if math.isfinite(finding.z) else None}
 
 
-def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], decisions: str = "") -> str:
-    """The judgement for the Dagster UI: a sentence per group, a table of findings, a plot.
+def markdown(
+    verdicts: Mapping[str, Verdict],
+    nulls: Mapping[str, float],
+    decisions: str = "",
+    diagnosis: Diagnosis | None = None,
+) -> str:
+    """The judgement for the Dagster UI: what happened, a sentence per group, a table of findings, a plot.
 
     Args:
         verdicts: by group.
         nulls: column -> share of rows without a value.
         decisions: what owners decided on the causes, in words.
+        diagnosis: of an alarm.
     """
-    lines = [f"**{group}**: {_plain(verdict.message)}  " for group, verdict in verdicts.items()]
+    lines = [] if diagnosis is None else [_plain(diagnosis.paragraph), ""]
+    lines += [f"**{group}**: {_plain(verdict.message)}  " for group, verdict in verdicts.items()]
     if decisions:
         lines.append(f"**owner's decision**: {_plain(decisions)}  ")
     rows = [(group, finding) for group, verdict in verdicts.items() for finding in verdict.findings]
@@ -75,6 +84,8 @@ def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], decisi
         ]
     if len(rows) > _SHOWN_FINDINGS:
         lines.append(f"\nand {len(rows) - _SHOWN_FINDINGS} more; see the report")
+    if diagnosis is not None and diagnosis.examples:
+        lines += ["", "Rows that show it:", "", *_markdown_table(diagnosis.examples)]
     missing = {name: share for name, share in nulls.items() if share}
     if missing:
         named = ", ".join(f"{_plain(one_line(name))} {share:.1%}" for name, share in missing.items())
@@ -85,16 +96,31 @@ def markdown(verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], decisi
     return "\n".join(lines)
 
 
+def _markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    table = [[_plain(one_line(name)) for name in columns], ["---"] * len(columns)]
+    table += [[_plain(one_line(row.get(name, ""), _CELL_CHARACTERS)) for name in columns] for row in rows]
+    return [f"| {' | '.join(cells)} |" for cells in table]
+
+
 def summary_html(
-    verdicts: Mapping[str, Verdict], nulls: Mapping[str, float], sampled: str, decisions: str = ""
+    verdicts: Mapping[str, Verdict],
+    nulls: Mapping[str, float],
+    sampled: str,
+    decisions: str = "",
+    diagnosis: Diagnosis | None = None,
 ) -> str:
     """The judgement for the top of the page.
 
     Args:
         sampled: what the distributions below are drawn from, in words.
         decisions: what owners decided on the causes, in words.
+        diagnosis: of an alarm.
     """
-    parts = [f"<p><b>{html.escape(group)}</b>: {html.escape(v.message)}</p>" for group, v in verdicts.items()]
+    parts = [] if diagnosis is None else [f"<p><big>{html.escape(diagnosis.paragraph)}</big></p>"]
+    parts += [
+        f"<p><b>{html.escape(group)}</b>: {html.escape(v.message)}</p>" for group, v in verdicts.items()
+    ]
     if decisions:
         parts.append(f"<p><b>owner's decision</b>: {html.escape(decisions)}</p>")
     rows = "".join(
@@ -107,6 +133,8 @@ def summary_html(
             f"<th align=left>{name}</th>" for name in ("group", "column", "what", "direction", "effect", "p")
         )
         parts.append(f"<table cellpadding=4><tr>{head}</tr>{rows}</table><p><small>{_LEGEND}</small></p>")
+    if diagnosis is not None:
+        parts += _diagnosis_html(diagnosis)
     missing = ", ".join(
         f"{html.escape(one_line(name))} {share:.1%}" for name, share in nulls.items() if share
     )
@@ -116,6 +144,40 @@ def summary_html(
         parts.append(f'<p><img alt="largest z by column" src="{plot(scores, _alarming(verdicts))}"></p>')
     parts.append(f"<p><small>{html.escape(sampled)}</small></p>")
     return "\n".join(parts)
+
+
+def _diagnosis_html(diagnosis: Diagnosis) -> list[str]:
+    rows = [
+        {
+            "column": change.finding.column,
+            "since": change.since,
+            "before and now (samples)": change.measured,
+            "where": change.segments,
+        }
+        for change in diagnosis.changes
+    ]
+    parts = ["<h3>What moved</h3>", _html_table(rows)]
+    if diagnosis.predictions:
+        parts.append(f"<p>{html.escape('. '.join(diagnosis.predictions))}.</p>")
+    if diagnosis.examples:
+        parts += ["<h3>Rows that show it</h3>", _html_table(diagnosis.examples)]
+    files = [
+        {
+            "source file": share.file,
+            "of all rows": f"{share.rows:.0%}",
+            "of the unusual rows": f"{share.unusual:.0%}",
+        }
+        for share in diagnosis.files
+    ]
+    return [*parts, *([_html_table(files)] if files else [])]
+
+
+def _html_table(rows: Sequence[Mapping[str, str]]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th align=left>{html.escape(one_line(name))}</th>" for name in columns)
+    cells = [[html.escape(one_line(row.get(name, ""), _CELL_CHARACTERS)) for name in columns] for row in rows]
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
+    return f"<table cellpadding=4><tr>{head}</tr>{body}</table>"
 
 
 def plot(scores: Mapping[str, float], alarming: frozenset[str]) -> str:

@@ -42,6 +42,11 @@ def fingerprint(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(parts)).hexdigest()[:32]
 
 
+def contract_version(source: Mapping[str, Any]) -> str:
+    """What stands for the contract of a source in receipts: 12 hex digits over columns and policies."""
+    return fingerprint({name: value for name, value in source.items() if name != "uri"})[:12]
+
+
 @cache
 def code_version(*places: str) -> str:
     """12 hex digits over the source of parts of the core; by default of everything that makes values.
