@@ -1,4 +1,4 @@
-"""`batch-platform status`: what is done, failed and why, missing, in quarantine or drifting, whether the model may
+"""`batch-platform status`: what is done, failed and why, missing, stale, in quarantine or drifting, whether the model may
 still score, and what to type next.
 """
 
@@ -20,7 +20,7 @@ _SHOWN = 10
 @click.argument("pipeline", required=False)
 @click.option("--json", "as_json", is_flag=True, help="For programs: a list of objects.")
 def status(pipeline: str | None, as_json: bool) -> None:
-    """Show each pipeline's partitions: done, failed, missing, late, quarantined, drifting; and the next command.
+    """Show each pipeline's partitions: done, failed, missing, late, stale, quarantined, drifting; and the next command.
 
     Exit code 1 where a partition failed.
     """
@@ -39,13 +39,15 @@ def status(pipeline: str | None, as_json: bool) -> None:
 def _text(view: Overview) -> str:
     missing = view.partitions - view.done - len(view.failed)
     late = f" ({len(view.late)} late)" if view.late else ""
+    stale = f", {len(view.stale)} stale" if view.stale else ""
     lines = [
         f"{view.pipeline}: {view.partitions} partitions: {view.done} done, {len(view.failed)} failed, "
-        f"{missing} missing{late}",
+        f"{missing} missing{late}{stale}",
         "  rows: " + ", ".join(f"{count} {table}" for table, count in view.rows.items()),
         *([f"  model {view.model}"] if view.model else []),
         *_some("failed", view.failed),
         *_some("quarantined", {key: f"{rows} rows" for key, rows in sorted(view.quarantined.items())}),
+        *_some("stale", view.stale),
         *_some("drifting", {key: _drift(view, key) for key in view.drifting}),
         *_some("warning", view.warnings),
     ]

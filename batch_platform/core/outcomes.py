@@ -25,6 +25,8 @@ class Outcome:
         cause: the error's message, empty where there was none.
         at: end of the try, ISO 8601 in UTC.
         warnings: checks that do not stop anything and did not pass, by name: what they say.
+        versions: of a stage that is done, what it was made of: its `code` and `data` version, and the data versions of
+            the assets above it, by name.
     """
 
     state: State
@@ -32,13 +34,19 @@ class Outcome:
     run_id: str
     at: str
     warnings: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def now(
-        cls, state: State, run_id: str, cause: str = "", warnings: Mapping[str, str] | None = None
+        cls,
+        state: State,
+        run_id: str,
+        cause: str = "",
+        warnings: Mapping[str, str] | None = None,
+        versions: Mapping[str, str] | None = None,
     ) -> "Outcome":
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(state, cause, run_id, at, warnings or {})
+        return cls(state, cause, run_id, at, warnings or {}, versions or {})
 
 
 def record(layout: Layout, partition_key: str, outcomes: Mapping[str, Outcome]) -> None:

@@ -3,7 +3,7 @@
 Reads the outcomes of the last tries, the tables' logs and the registry. Decides only the next command.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -11,12 +11,13 @@ from croniter import croniter
 
 from batch_platform.core import outcomes
 from batch_platform.core.data.lake import Lake
-from batch_platform.core.data.partitions import contiguous
+from batch_platform.core.data.partitions import Partition, contiguous
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.card import expiry
 from batch_platform.core.models.registry import Registry
 from batch_platform.core.reviewing import decisions
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.core.staleness import code_versions, stale_stages
 from batch_platform.errors import ModelError, ModelNotFoundError
 from batch_platform.settings import Settings
 
@@ -32,6 +33,7 @@ class Overview:
         missing: ranges of keys never tried, or not in every stage.
         late: of these, keys that the schedule should have brought by now.
         quarantined: key -> rows in quarantine.
+        stale: key -> stages that were made of something that is another now, and of what.
         drifting: key -> what the drift checks of the last try say.
         decisions: key -> what owners decided on the drift, of the drifting partitions.
         warnings: key -> what other checks say that did not stop anything.
@@ -47,6 +49,7 @@ class Overview:
     missing: tuple[tuple[str, str], ...]
     late: tuple[str, ...]
     quarantined: Mapping[str, int]
+    stale: Mapping[str, str]
     drifting: Mapping[str, str]
     decisions: Mapping[str, str]
     warnings: Mapping[str, str]
@@ -59,7 +62,10 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     """Look at all partitions of a pipeline that have ended by `now` (aware)."""
     layout = Layout.of(settings, spec.name)
     stages = stage_names(spec)
+    model, promotion, digest = _model(spec, settings, now)
+    versions = code_versions(spec, stages)
     failed: dict[str, str] = {}
+    stale: dict[Partition, str] = {}
     drifting: dict[str, str] = {}
     warnings: dict[str, str] = {}
     missing = []
@@ -73,6 +79,9 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
                 place[partition.key] = "; ".join(
                     filter(None, [place.get(partition.key), f"{check}: {words}"])
                 )
+        old = stale_stages(known, versions, digest)
+        if old:
+            stale[partition] = "; ".join(f"{stage}: {why}" for stage, why in old.items())
         bad = next((stage for stage in stages if stage in known and known[stage].state == "failed"), None)
         if bad is not None:
             failed[partition.key] = f"{bad}: {known[bad].cause}"
@@ -84,7 +93,6 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     lake = Lake(layout)
     rows = {table: sum(lake.partition_rows(table).values()) for table in ("raw", "predictions", "quarantine")}
     due = _last_tick(spec, now)
-    model, promotion = _model(spec, settings, now)
     decided = decisions(layout, list(drifting))
     undecided = [key for key in drifting if key not in decided]
     return Overview(
@@ -95,32 +103,33 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         missing=gaps,
         late=tuple(partition.key for partition in missing if due is not None and partition.end <= due),
         quarantined=lake.partition_rows("quarantine"),
+        stale={partition.key: why for partition, why in stale.items()},
         drifting=drifting,
         decisions=decided,
         warnings=warnings,
         rows=rows,
         model=model,
-        next_command=promotion or _next(spec, failed, gaps, undecided),
+        next_command=promotion or _next(spec, failed, gaps, undecided, list(contiguous(list(stale)))),
     )
 
 
-def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str]:
-    """What is wrong with the model behind the alias, and the command that has to come before any run."""
+def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str, str | None]:
+    """What is wrong with the model behind the alias, the command that has to come before any run, and its digest."""
     name, alias = spec.model.name, spec.model.alias
     if spec.model.is_of_mlflow:  # a question to a server, which a run asks
-        return "", ""
+        return "", "", None
     try:
         version = Registry(settings.root).pointed(name, alias)
     except ModelNotFoundError:  # nothing was trained yet, which a run says
-        return "", ""
+        return "", "", None
     except ModelError as error:
-        return str(error), "batch-platform models verify"
+        return str(error), "batch-platform models verify", None
     about = f"{name} {alias} -> {version.version}"
     if version.suspended is not None:
         command = f"batch-platform models promote {name} VERSION --alias {alias} --by WHO --why TEXT"
-        return f"{about}: {version.suspended}", command
+        return f"{about}: {version.suspended}", command, version.digest
     expired = expiry(version.card, now.astimezone(UTC).date())
-    return (f"{about}: {expired}" if expired else ""), ""
+    return (f"{about}: {expired}" if expired else ""), "", version.digest
 
 
 def _last_tick(spec: PipelineSpec, now: datetime) -> datetime | None:
@@ -138,7 +147,11 @@ def stage_names(spec: PipelineSpec) -> list[str]:
 
 
 def _next(
-    spec: PipelineSpec, failed: Mapping[str, str], gaps: tuple[tuple[str, str], ...], undecided: list[str]
+    spec: PipelineSpec,
+    failed: Mapping[str, str],
+    gaps: tuple[tuple[str, str], ...],
+    undecided: list[str],
+    stale: Sequence[tuple[Partition, Partition]],
 ) -> str:
     if failed:
         return f"dg launch --job {spec.name} --partition {next(iter(failed))}"
@@ -148,4 +161,6 @@ def _next(
     if undecided:
         choice = "(--accept | --reject | --new-reference)"
         return f"batch-platform drift review {spec.name} {undecided[-1]} {choice} --by WHO --why TEXT"
+    if stale:
+        return f"dg launch --job {spec.name} --partition-range {stale[-1][0].key}...{stale[-1][1].key}"
     return ""

@@ -473,12 +473,18 @@ class AutomationSpec(_Section):
         le=3660,
         description="Partitions before the newest that are redone at a tick where missing or failed.",
     )
+    redo_stale: bool = Field(
+        False,
+        description="At a tick, redo also stale partitions among these: made by another model, recipe or contract.",
+    )
     off_peak: str | None = Field(None, description="A later release.")
 
     @model_validator(mode="after")
     def _cron_fits_trigger(self) -> "AutomationSpec":
         if self.trigger == "schedule" and self.cron is None:
             raise ValueError('trigger: schedule needs a cron, e.g. "0 3 * * *"')
+        if self.trigger == "manual" and self.redo_stale:
+            raise ValueError("redo_stale has no effect with trigger: manual; write trigger: schedule")
         if self.trigger == "manual" and self.cron is not None:
             raise ValueError("a cron has no effect with trigger: manual; write trigger: schedule")
         if self.cron is not None:

@@ -19,12 +19,13 @@ from batch_platform.core.layout import Layout
 from batch_platform.core.outcomes import Outcome
 from batch_platform.core.slice import Run, Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.core.staleness import CODE, DATA, code_version_of, code_versions
 from batch_platform.errors import BatchPlatformError, GateError, StorageError, SupersededError
 from batch_platform.orchestration import events
 from batch_platform.orchestration.metadata import stage_metadata
 from batch_platform.orchestration.partitions import partitions_definition
 from batch_platform.orchestration.services import Services
-from batch_platform.orchestration.stages import Stage, asset_key, code_version_of, stages_of
+from batch_platform.orchestration.stages import Stage, asset_key, stages_of
 from batch_platform.settings import Settings, project_root
 
 # Inference takes a slot of this pool; `dagster.yaml` limits it.
@@ -105,6 +106,7 @@ class _Range:
         self._layout = Layout.of(self._settings, spec.name)
         self._calendar = spec.partitions.calendar()
         self._run = Run(context.run.run_id, _trigger(context))
+        self._code_versions = code_versions(spec, [stage.name for stage in stages])
         self._services = Services(spec, self._settings, redrive)
         self._failed: dict[str, str] = {}
         self._model_is_reported = False
@@ -180,17 +182,22 @@ class _Range:
                 yield from self._report_done(key, stage, result)
 
     def _report_done(self, key: str, stage: Stage, result: StageResult) -> Iterator[Any]:
+        made_of = self._inputs(key, stage)
+        code_version = self._code_versions[stage.name]
         yield events.materialization(
             self._asset(stage),
             key,
             stage_metadata(result, self._settings),
             result.data_version,
-            code_version_of(self._spec, stage.name),
-            self._inputs(key, stage),
+            code_version,
+            made_of,
         )
         yield events.complete(self._asset(stage), key)
         warnings = {check.name: check.description for check in result.checks if not check.passed}
-        self._remember(key, {stage.name: Outcome.now("done", self._run.run_id, warnings=warnings)})
+        versions = {upstream.path[-1]: version for upstream, (version, _) in made_of.items()}
+        versions |= {CODE: code_version, DATA: result.data_version}
+        outcome = Outcome.now("done", self._run.run_id, warnings=warnings, versions=versions)
+        self._remember(key, {stage.name: outcome})
 
     def _report_failure(
         self, key: str, position: int, error: Exception, alone: bool = False

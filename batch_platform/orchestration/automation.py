@@ -1,8 +1,8 @@
 """The job and the schedule of a pipeline.
 
 At a tick the schedule asks for the newest partition that has ended and for those within `catch_up` that are
-missing or failed, in as few runs as contiguous ranges allow, and never for one that a run is working on or
-waiting for.
+missing or failed, or stale where the pipeline file says so, in as few runs as contiguous ranges allow, and never
+for one that a run is working on or waiting for.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,9 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from batch_platform.core import outcomes
 from batch_platform.core.data.partitions import Partition, PartitionCalendar, contiguous
 from batch_platform.core.layout import Layout
+from batch_platform.core.models.registry import Registry
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.core.staleness import code_versions, stale_stages
 from batch_platform.orchestration.partitions import partitions_definition
 from batch_platform.orchestration.stages import asset_key, stages_of
 from batch_platform.settings import Settings
@@ -62,8 +64,11 @@ def pipeline_schedule(spec: PipelineSpec, job: "UnresolvedAssetJobDefinition") -
             spec.partitions.calendar(), context.scheduled_execution_time, spec.automation.catch_up
         )
         stages = [stage.name for stage in stages_of(spec)]
+        old = _stale(spec, layout, window) if spec.automation.redo_stale else set()
         unfinished = [
-            partition for partition in window if not outcomes.finished(layout, partition.key, stages)
+            partition
+            for partition in window
+            if partition.key in old or not outcomes.finished(layout, partition.key, stages)
         ]
         busy = _partitions_in_progress(context.instance, spec)
         wanted = [partition for partition in unfinished if partition.key not in busy]
@@ -89,6 +94,19 @@ def pipeline_schedule(spec: PipelineSpec, job: "UnresolvedAssetJobDefinition") -
 def due_window(calendar: PartitionCalendar, now: datetime, catch_up: int) -> list[Partition]:
     """The newest partition that has ended by `now`, and the `catch_up` ones before it, oldest first."""
     return calendar.newest(now, catch_up + 1)
+
+
+def _stale(spec: PipelineSpec, layout: Layout, window: list[Partition]) -> set[str]:
+    """Keys of the partitions that were made by another model, recipe, contract or setting than those of now."""
+    versions = code_versions(spec, [stage.name for stage in stages_of(spec)])
+    digest = None
+    if not spec.model.is_of_mlflow:
+        digest = Registry(Settings.from_env().root).pointed(spec.model.name, spec.model.alias).digest
+    return {
+        partition.key
+        for partition in window
+        if stale_stages(outcomes.recall(layout, partition.key), versions, digest)
+    }
 
 
 def _partitions_in_progress(instance: dg.DagsterInstance, spec: PipelineSpec) -> set[str]:

@@ -1,7 +1,7 @@
 """The assets `model` (what the alias points to) and `training` (makes a new version), both unpartitioned.
 
 `model` is observed, never made: a changed digest makes the predictions stale, and a run over many dates
-is not split by it.
+is not split by it. A sensor observes promotions.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.errors import BatchPlatformError
+from batch_platform.errors import BatchPlatformError, ModelNotFoundError
 from batch_platform.orchestration.events import model_observation
 from batch_platform.orchestration.metadata import as_metadata, model_metadata
 from batch_platform.orchestration.stages import asset_key
@@ -44,6 +44,35 @@ def model_asset(spec: PipelineSpec, is_trained: bool) -> dg.AssetsDefinition:
         )
 
     return model
+
+
+def model_sensor(spec: PipelineSpec) -> list[dg.SensorDefinition]:
+    """Reports once that the alias points to another version, so that predictions of the one before show as stale.
+
+    It starts no run. None for a model of MLflow, whose server would be asked every minute: observe that by hand.
+    """
+    if spec.model.is_of_mlflow:
+        return []
+
+    @dg.sensor(
+        name=f"{spec.name}_model_sensor",
+        description=f"Sees which version {spec.model.shown} is; predictions of another one become stale.",
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+    )
+    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        from batch_platform.core.models.registry import Registry
+
+        try:
+            version = Registry(Settings.from_env().root).pointed(spec.model.name, spec.model.alias)
+        except ModelNotFoundError as error:
+            return dg.SensorResult(skip_reason=str(error))
+        if context.cursor == version.digest:
+            return dg.SensorResult(skip_reason=f"still version {version.version}")
+        seen = model_observation(asset_key(spec, "model"), version)
+        return dg.SensorResult(asset_events=[seen], cursor=version.digest)
+
+    return [sensor]
 
 
 def training_asset(spec: PipelineSpec, module: str) -> dg.AssetsDefinition:

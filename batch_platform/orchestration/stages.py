@@ -48,26 +48,6 @@ def asset_key(spec: PipelineSpec, stage: str) -> dg.AssetKey:
     return dg.AssetKey([spec.name, stage])
 
 
-def code_version_of(spec: PipelineSpec, stage: str) -> str:
-    """What must change for the stage's results to become stale."""
-    from batch_platform.core.featurizing import recipe_of
-    from batch_platform.core.provenance.fingerprint import code_version, fingerprint
-
-    if stage == "raw":
-        return fingerprint(spec.source.model_dump(mode="json"))[:12]
-    if stage == "features":
-        lookups = [lookup.model_dump(mode="json") for lookup in spec.lookups]
-        recipe = recipe_of(spec).version
-        return fingerprint({"recipe": recipe, "lookups": lookups})[:12] if lookups else recipe
-    if stage == "predictions":
-        parts = {"inference": spec.inference.model_dump(), "code": code_version()}
-        return fingerprint({**parts, "decision": spec.decision and spec.decision.model_dump()})[:12]
-    if stage == "drift_report":
-        return fingerprint(spec.drift.model_dump())[:12]
-    assert spec.labels is not None
-    return fingerprint(spec.labels.model_dump())[:12]
-
-
 def _land(slice_: Slice, _services: Services) -> StageResult:
     from batch_platform.core.landing import land_partition
 

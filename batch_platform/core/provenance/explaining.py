@@ -42,6 +42,7 @@ class Explanation:
         source_row: the number of its data row in the file, from 0.
         raw: the row as it was landed.
         features: what the model saw.
+        lookups: what was joined beside the raw row: places and digests; empty where there are none.
         outputs: the model's columns, and `decision`.
         code_version: of the code that scored it, as `parameters`: device, numeric type, batch plan, decision.
         run_url: the run's page in Dagster, where an address is configured.
@@ -61,6 +62,7 @@ class Explanation:
     source_row: int | None
     raw: Row | None
     features: Row | None
+    lookups: tuple[Row, ...] = ()
     outputs: Row | None = None
     input_hash: str | None = None
     recipe_version: str | None = None
@@ -122,6 +124,7 @@ def explain(
         source_row=source.get("source_row"),
         raw=raw and _masked_raw(spec, raw),
         features=features and _masked_features(spec, features),
+        lookups=tuple(trail.features.get("lookups", ())) if trail.features else (),
         quarantine=tuple(_plain(entry) for entry in quarantine),
         history=tuple(_replaced(trail, row_key)),
         **(_scoring(trail, prediction, settings.dagster_url) if prediction else {}),
