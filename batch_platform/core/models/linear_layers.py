@@ -1,28 +1,25 @@
-"""Linear layers of text models on a CPU: computed by torch's own choice, or by oneDNN where that is faster here.
+"""Text models on a CPU: computed in torch's own way, or by oneDNN where that is faster.
 
-Nine tenths of a text model's work on a CPU are products with weights. torch gives those in float32 to MKL, which does not
-use the widest instructions of every maker's processors; oneDNN, which torch carries too, does. Measured on an AMD EPYC with
-AVX-512: 102 and 230 GFLOP/s of 266. Both sum in float32; the outputs differ in the last bits, so that the choice
-is part of what an output was made by (`Predictor.backend`).
+Nine tenths of a text model's work on a CPU are products with weights. torch gives those in float32 to MKL, which uses
+the widest instructions on its maker's processors alone; oneDNN, which torch carries too, uses them on all. Measured on an
+AMD EPYC with AVX-512: 102 and 230 GFLOP/s of 266. Both sum in float32; the outputs differ in the last bits, so that the
+choice is part of what an output was made by (`Predictor.backend`). It is made by the kind of processor and never by
+a measurement: on a busy machine a measurement says now this and now that, and equal work would be scored again.
 """
 
-import time
-from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Below this gain torch's own way is kept: the choice must not depend on the noise of a measurement.
-_LEAST_GAIN = 1.2
-# About a batch of tokens, and the layers of a small text model.
-_ROWS, _WIDTH_IN, _WIDTH_OUT = 1024, 384, 1536
-_ROUNDS = 5
+# About a batch of tokens; oneDNN lays the weights out for it.
+_ROWS = 1024
 
 
 def use_fastest(network: "nn.Module") -> str:
-    """Have a float32 network on the CPU compute its linear layers in the fastest way.
+    """Have a float32 network on the CPU compute in the fastest way.
 
     Args:
         network: its layers are replaced in place.
@@ -32,6 +29,9 @@ def use_fastest(network: "nn.Module") -> str:
     """
     if not _onednn_is_faster():
         return "torch"
+    from batch_platform.core.models.bert_layers import fuse_layers
+
+    fuse_layers(network)
     _replace(network)
     return "onednn"
 
@@ -43,21 +43,14 @@ def _onednn_is_faster() -> bool:
     # The operator is what torch.compile makes linear layers of; a build without oneDNN lacks it.
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    with torch.inference_mode():
-        plain = torch.nn.Linear(_WIDTH_IN, _WIDTH_OUT)
-        packed = _packed(plain)
-        rows = torch.zeros(_ROWS, _WIDTH_IN)
-        return _seconds(lambda: plain(rows)) > _LEAST_GAIN * _seconds(lambda: packed(rows))
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and _maker() != "GenuineIntel"
 
 
-def _seconds(call: Callable[[], "Tensor"]) -> float:
-    """The fastest of some rounds: what disturbs a measurement only makes it longer."""
-    times = []
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started)
-    return min(times)
+def _maker() -> str:
+    """The processor's maker, as Linux tells it; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def _replace(module: "nn.Module") -> None:
@@ -73,8 +66,7 @@ def _replace(module: "nn.Module") -> None:
 def _packed(layer: "nn.Linear") -> "nn.Module":
     import torch
 
-    weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
-    bias = None if layer.bias is None else layer.bias.detach()
+    weight, bias = packed_weight(layer.weight), None if layer.bias is None else layer.bias.detach()
 
     class PackedLinear(torch.nn.Module):
         """A linear layer whose weight lies as oneDNN wants it."""
@@ -84,3 +76,11 @@ def _packed(layer: "nn.Linear") -> "nn.Module":
             return product
 
     return PackedLinear()
+
+
+def packed_weight(weight: "Tensor") -> "Tensor":
+    """The weight of a linear layer, (out, in), laid out as oneDNN wants it."""
+    import torch
+
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+    return packed

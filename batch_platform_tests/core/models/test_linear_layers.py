@@ -30,10 +30,49 @@ def test_equal_outputs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) 
         assert torch.allclose(network(rows), expected, atol=1e-6)
 
 
-def test_torch_s_own_way_is_kept_where_it_is_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_layers, "_seconds", lambda call: 1.0)
-    linear_layers._onednn_is_faster.cache_clear()
+@pytest.mark.parametrize(
+    ("capability", "maker", "backend"),
+    [
+        ("AVX512", "AuthenticAMD", "onednn"),
+        ("AVX512", "GenuineIntel", "torch"),
+        ("AVX2", "AuthenticAMD", "torch"),
+        ("DEFAULT", "", "torch"),
+    ],
+)
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+def test_the_kind_of_processor_decides(
+    monkeypatch: pytest.MonkeyPatch, capability: str, maker: str, backend: str
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(linear_layers, "_maker", lambda: maker)
+    monkeypatch.setattr(linear_layers, "_onednn_is_faster", linear_layers._onednn_is_faster.__wrapped__)
     network = Network()
-    assert linear_layers.use_fastest(network) == "torch"
-    assert type(network.first) is torch.nn.Linear
-    linear_layers._onednn_is_faster.cache_clear()
+    assert linear_layers.use_fastest(network) == backend
+    assert (type(network.first) is torch.nn.Linear) == (backend == "torch")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
+def test_layers_of_bert(monkeypatch: pytest.MonkeyPatch, activation: str, attention: str) -> None:
+    from transformers import BertConfig, BertModel
+
+    monkeypatch.setattr(linear_layers, "_onednn_is_faster", lambda: True)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
+    config = BertConfig(
+        vocab_size=50, hidden_act=activation, attn_implementation=attention, initializer_range=0.3, **sizes
+    )
+    network = BertModel(config).eval()
+    ids = torch.randint(0, 50, (3, 9))
+    mask = torch.ones_like(ids)
+    whole = mask.clone()
+    mask[0, 4:] = 0  # padding
+    with torch.inference_mode():
+        expected = [network(input_ids=ids, attention_mask=each).last_hidden_state for each in (mask, whole)]
+        linear_layers.use_fastest(network)
+        found = [network(input_ids=ids, attention_mask=each).last_hidden_state for each in (mask, whole)]
+    fused = type(network.encoder.layer[0]).__name__ == "FusedBertLayer"
+    assert fused == (activation == "gelu" and attention == "sdpa")
+    assert torch.allclose(found[0][mask.bool()], expected[0][mask.bool()], atol=1e-5)
+    assert torch.allclose(found[1], expected[1], atol=1e-5)
