@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.contenders import BATCH_ROWS, lengths_of
+from benchmarks.contenders import BATCH_ROWS, OTHERS_VARIABLE, lengths_of
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent / ".demo_data"
@@ -38,10 +38,17 @@ OTHERS["ray-data"] = "ray"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: CPU seconds of all its threads, and most memory."""
+    """What a process took.
+
+    Attributes:
+        seconds: of CPU, of all its threads.
+        memory_bytes: most memory.
+        peak: FLOP/s that one thread could do before and after it: a neighbour on the same core takes its share.
+    """
 
     seconds: float
     memory_bytes: int
+    peak: float
 
 
 def main() -> int:
@@ -53,7 +60,6 @@ def main() -> int:
         _write(folder / "all.parquet", texts)
         _write(folder / "one.parquet", texts[:1])
         lengths = np.array(lengths_of(model, texts))
-        peak = _peak(folder)
         contenders = [each for each, package in OTHERS.items() if importlib.util.find_spec(package)]
         contenders += ["ours", *options.also]
         costs: dict[str, list[Cost]] = {name: [] for name in contenders}
@@ -61,7 +67,7 @@ def main() -> int:
             for name in contenders:
                 costs[name].append(_work(name, model, folder, options.threads))
                 print(f"round {number + 1}: {name}: {costs[name][-1].seconds:.1f} s", file=sys.stderr)
-        _print_table(costs, lengths, texts, peak, folder, options.threads)
+        _print_table(costs, lengths, texts, folder, options.threads)
     return 0
 
 
@@ -84,12 +90,14 @@ def _write(path: Path, texts: list[str]) -> None:
 
 def _work(name: str, model: Path, folder: Path, threads: int) -> Cost:
     """The cost of all rows without the cost of starting."""
-    start = _run(name, model, folder / "one.parquet", folder / "one.out.parquet", threads)
-    whole = _run(name, model, folder / "all.parquet", folder / f"{name}.out.parquet", threads)
-    return Cost(whole.seconds - start.seconds, whole.memory_bytes)
+    start, _ = _run(name, model, folder / "one.parquet", folder / "one.out.parquet", threads)
+    before = _peak(folder)
+    whole, memory = _run(name, model, folder / "all.parquet", folder / f"{name}.out.parquet", threads)
+    return Cost(whole - start, memory, (before + _peak(folder)) / 2)
 
 
-def _run(name: str, model: Path, source: Path, target: Path, threads: int) -> Cost:
+def _run(name: str, model: Path, source: Path, target: Path, threads: int) -> tuple[float, int]:
+    """CPU seconds and most memory of a contender's process."""
     words = [
         "--model",
         str(model),
@@ -109,10 +117,11 @@ def _run(name: str, model: Path, source: Path, target: Path, threads: int) -> Co
     count = str(threads)
     environment = {**os.environ, "OMP_NUM_THREADS": count, "RAYON_NUM_THREADS": count, "HF_HUB_OFFLINE": "1"}
     environment["TOKENIZERS_PARALLELISM"] = "true"
+    others = target.with_suffix(".others")
     process = subprocess.Popen(
         [sys.executable, "-m", *words],
         cwd=HERE.parent,
-        env=environment,
+        env={**environment, OTHERS_VARIABLE: str(others)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -121,7 +130,9 @@ def _run(name: str, model: Path, source: Path, target: Path, threads: int) -> Co
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{name} failed:\n{errors.decode()[-2000:]}")
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    told = json.loads(others.read_text()) if others.exists() else {"seconds": 0.0, "memory_bytes": 0}
+    seconds = usage.ru_utime + usage.ru_stime + told["seconds"]
+    return seconds, max(usage.ru_maxrss * 1024, told["memory_bytes"])
 
 
 def _peak(folder: Path) -> float:
@@ -149,14 +160,15 @@ def _print_table(
     costs: dict[str, list[Cost]],
     lengths: np.ndarray,
     texts: list[str],
-    peak: float,
     folder: Path,
     threads: int,
 ) -> None:
     tokens = int(lengths.sum())
+    peaks = [part.peak / 1e9 for parts in costs.values() for part in parts]
     print(
         f"{len(texts)} texts, {tokens} useful tokens (mean {lengths.mean():.0f}, 95th percentile "
-        f"{np.percentile(lengths, 95):.0f}); {threads} threads; raw FMA peak {peak / 1e9:.0f} GFLOP/s a thread\n"
+        f"{np.percentile(lengths, 95):.0f}); {threads} threads; raw FMA peak of a thread "
+        f"{min(peaks):.0f} to {max(peaks):.0f} GFLOP/s\n"
     )
     print("| contender | useful tokens per CPU-second | of raw FMA peak | speed of ours over it | padding | "
           "peak memory | least cosine to naive |")  # fmt: skip
@@ -164,11 +176,12 @@ def _print_table(
     expected = _vectors(folder / "naive.out.parquet")
     for name, parts in costs.items():
         rate = tokens / median(part.seconds for part in parts)
+        share = median(tokens * FLOP_PER_TOKEN / part.seconds / part.peak for part in parts)
         ratio = median(other.seconds / own.seconds for other, own in zip(parts, costs["ours"], strict=True))
         padding = _padding(name, lengths, texts)
         cosine = (expected * _vectors(folder / f"{name}.out.parquet")).sum(1).min()
         print(
-            f"| {name} | {rate:,.0f} | {rate * FLOP_PER_TOKEN / peak:.0%} | {ratio:.2f} | "
+            f"| {name} | {rate:,.0f} | {share:.0%} | {ratio:.2f} | "
             f"{'' if padding is None else f'{padding:.0%}'} | "
             f"{max(part.memory_bytes for part in parts) / 2**20:,.0f} MiB | {cosine:.5f} |"
         )
