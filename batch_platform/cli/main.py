@@ -13,6 +13,7 @@ from batch_platform.errors import BatchPlatformError
 # Loaded when asked for, so that `--help` does not wait for libraries that one command needs.
 _COMMANDS = {
     "affected": ("batch_platform.cli.affected", "affected"),
+    "chain": ("batch_platform.cli.chain", "chain"),
     "drift": ("batch_platform.cli.drift", "drift"),
     "explain": ("batch_platform.cli.explain", "explain"),
     "models": ("batch_platform.cli.models", "models"),

@@ -165,8 +165,8 @@ def _facts(slice_: Slice, partition_key: str) -> dict[str, str]:
         facts["columns that the contract leaves out"] = (
             ", ".join(sorted(counts.get("ignored_columns", []))) or "none"
         )
-        if "contract" in raw.receipt:
-            facts["contract"] = str(raw.receipt["contract"])
+        if raw.receipt.get("contract_version") is not None:
+            facts["contract"] = str(raw.receipt["contract_version"])
     return facts
 
 

@@ -27,6 +27,7 @@ from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.rendering import Renderer
 from batch_platform.core.monitoring.reviews import Reviewed, ReviewStore, reviewed
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
+from batch_platform.core.provenance.receipts import inherited, read_from
 from batch_platform.core.slice import Slice, StageResult, commit_small
 from batch_platform.errors import MonitoringError
 
@@ -91,7 +92,13 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
         "diagnosis": found and found.to_values(),
     }
     reused = not _write_verdicts(page.with_suffix(".json"), said) and page.is_file()
-    _commit_metrics(slice_, judgement, decided, identity)
+    what = {
+        **inherited(predictions.receipt),
+        **read_from("predictions", predictions.receipt),
+        "rows_in": predictions.rows,
+        "drift": {table: verdict.status for table, verdict in judgement.verdicts.items()},
+    }
+    _commit_metrics(slice_, judgement, decided, identity, what)
     decisions = _decisions(decided)
     top = summary.summary_html(judgement.verdicts, nulls, _SAMPLED, decisions, found)
     request = None if reused else _request(slice_, judgement, watched, top, page)
@@ -200,7 +207,11 @@ def _decisions(decided: Mapping[str, Reviewed]) -> str:
 
 
 def _commit_metrics(
-    slice_: Slice, judgement: DriftJudgement, decided: Mapping[str, Reviewed], identity: str
+    slice_: Slice,
+    judgement: DriftJudgement,
+    decided: Mapping[str, Reviewed],
+    identity: str,
+    what: Mapping[str, Any],
 ) -> None:
     version = judgement.reference.version if judgement.reference else None
     rows = []
@@ -212,7 +223,7 @@ def _commit_metrics(
     arrays = [pa.array(values, field.type) for values, field in zip(columns, _METRICS, strict=True)]
     numbers = {review.number for each in decided.values() for _, review in (*each.accepted, *each.rejected)}
     rows_of_metrics = pa.RecordBatch.from_arrays(arrays, schema=_METRICS)
-    commit_small(slice_, "drift_metrics", rows_of_metrics, identity, owners_decisions=sorted(numbers))
+    commit_small(slice_, "drift_metrics", rows_of_metrics, identity, owners_decisions=sorted(numbers), **what)
 
 
 def _write_verdicts(path: Location, said: Mapping[str, Any]) -> bool:

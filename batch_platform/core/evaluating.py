@@ -4,6 +4,7 @@ Labels come late: the stage is run again and judges with what is there. It holds
 partition, no features.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from batch_platform.core.gate import CheckResult
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.monitoring.performance import Performance, classification, regression
 from batch_platform.core.provenance.fingerprint import fingerprint
+from batch_platform.core.provenance.receipts import inherited, read_from
 from batch_platform.core.slice import Slice, StageResult, commit_small
 from batch_platform.core.spec import LabelsSpec
 from batch_platform.errors import SignatureError, SourceMissingError
@@ -47,14 +49,15 @@ def evaluate_partition(slice_: Slice) -> StageResult:
         )
     labels = _labels(slice_, labels_spec)
     identity = fingerprint({"predictions": predictions.fingerprint, "labels": sorted(labels.items())})
-    _commit_labels(slice_, labels, identity)
+    what = {**inherited(predictions.receipt), **read_from("predictions", predictions.receipt)}
+    _commit_labels(slice_, labels, identity, what)
     measured = _measure(signature, *_join(slice_, signature, labels))
     performance = measured.performance
     rows = pa.RecordBatch.from_pylist(
         [{"metric": name, "value": value} for name, value in performance.metrics.items()],
         pa.schema([("metric", pa.string()), ("value", pa.float64())]),
     )
-    commit_small(slice_, "performance", rows, identity)
+    commit_small(slice_, "performance", rows, identity, **what, rows_in=len(labels))
     expected = sum(file["rows"] for file in predictions.receipt["files"])
     return StageResult(
         table="performance",
@@ -107,9 +110,9 @@ def _names(value: str | None, partition: Partition) -> bool:
     return value == partition.key or value.replace("T", " ").startswith(start)
 
 
-def _commit_labels(slice_: Slice, labels: dict[str, str], identity: str) -> None:
+def _commit_labels(slice_: Slice, labels: dict[str, str], identity: str, what: Mapping[str, Any]) -> None:
     rows = pa.RecordBatch.from_pydict({"row_key": list(labels), "label": list(labels.values())}, _LABELS)
-    commit_small(slice_, "labels", rows, identity)
+    commit_small(slice_, "labels", rows, identity, **what, rows_in=len(labels))
 
 
 # -- measuring --------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from batch_platform.core.features.lookups import Joined, beside, join_lookups
 from batch_platform.core.features.recipe import Recipe, load_recipe, passthrough
 from batch_platform.core.features.steps import recipe_of_steps
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
+from batch_platform.core.provenance.receipts import read_from
 from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.quarantine import payload_of, standing_quarantine
 from batch_platform.core.slice import Slice, StageResult
@@ -132,6 +133,8 @@ def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined], recipe: Rec
             "recipe_version": recipe.version,
             "code_version": code_version(),
             "raw_fingerprint": raw.fingerprint,
+            "contract_version": raw.receipt.get("contract_version"),
+            **read_from("raw", raw.receipt),
             "rows_in": entering,
             "lookups": [each.describe() for each in joined],
             "model_files": recipe.file_digests,

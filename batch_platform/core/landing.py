@@ -3,8 +3,9 @@
 Reads the source in bounded memory, sets bad rows aside, passes the gate, commits once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,6 +13,7 @@ from batch_platform.core import gate
 from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.intake import PartitionReader
 from batch_platform.core.data.lake import Slot
+from batch_platform.core.data.sources import source_digests
 from batch_platform.core.data.staging import StagedFile, read_files, stage
 from batch_platform.core.provenance.fingerprint import contract_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
@@ -48,8 +50,13 @@ def land_partition(slice_: Slice) -> StageResult:
         if standing is not None and reused:
             settle(slice_, "raw", standing)
         else:
-            contract = contract_version(spec.source.model_dump(mode="json"))
-            what = {"source": spec.source.uri, "contract": contract, "counts": counts.describe()}
+            what = {
+                "source": spec.source.uri,
+                "counts": counts.describe(),
+                "inputs": _inputs(slice_, counts.files),
+                "contract_version": contract_version(spec.source.model_dump(mode="json")),
+                "rows_in": counts.rows_in,
+            }
             publish(slice_, "raw", staged, schema, rejected, identity, attempt, **what)
     return StageResult(
         table="raw",
@@ -59,6 +66,15 @@ def land_partition(slice_: Slice) -> StageResult:
         checks=checks,
         metadata=counts.describe(),
     )
+
+
+def _inputs(slice_: Slice, rows: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The files that rows came from. Without a digest: not a file, or gone since it was read."""
+    try:
+        digests = source_digests(slice_.spec.source, slice_.partition, slice_.base)
+    except FileNotFoundError:
+        digests = {}
+    return [{"name": name, "rows": count, "sha256": digests.get(name)} for name, count in rows.items()]
 
 
 def _stage_good_rows(

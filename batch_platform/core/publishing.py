@@ -15,6 +15,7 @@ from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.staging import StagedFile
 from batch_platform.core.gate import CheckResult, enforce
+from batch_platform.core.provenance.receipts import followed
 from batch_platform.core.quarantine import SCHEMA, Stage, stage_rejected
 from batch_platform.core.slice import Slice
 from batch_platform.errors import GateError, StorageError, SupersededError
@@ -112,7 +113,11 @@ def settle(slice_: Slice, stage_name: Stage, commit: Commit) -> None:
     if standing is not None and standing.attempt >= attempt:  # an older quarantine expired meanwhile
         attempt = lake.begin(Slot(stage_name, slice_.key))
     try:
-        receipt = slice_.receipt(commit.fingerprint, decided_by=commit.attempt)
+        receipt = slice_.receipt(
+            commit.fingerprint,
+            decided_by=commit.attempt,
+            **followed(commit.receipt),
+        )
         lake.commit_placed(slot, placed, SCHEMA, receipt, attempt)
     except SupersededError:
         return  # a newer attempt of the stage has decided another one meanwhile

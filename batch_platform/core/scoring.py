@@ -30,6 +30,7 @@ from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
+from batch_platform.core.provenance import receipts
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.quarantine import locate, payload_of, standing_quarantine
@@ -121,8 +122,8 @@ def _make(
 
         stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
         told = _with_cost(stats, slice_.settings.hourly_rate)
-        _record_stats(slice_, told, work.fingerprint)
         what = {**_describe(work, plan), "stats": told}
+        _record_stats(slice_, told, work.fingerprint, receipts.followed(what))
         # The run and the time that a row keeps when it is reused lead to the shard that it was scored in.
         what["shards"] = [[shard.notes["run_id"], shard.notes["scored_at"]] for shard in shards]
         what["origins"] = origins(work, standing, runs, {run for run, _ in what["shards"]})
@@ -160,9 +161,12 @@ def _describe(work: Work, plan: RowPlan) -> dict[str, Any]:
         "rows_reused": plan.reused,
         "rows_equal_to_scored": plan.twins,
         "reasons": dict(plan.reasons),
-        "model": work.model.name,
-        "model_version": work.model.version,
-        "model_digest": work.model.digest,
+        **receipts.of_model(work.model),
+        **receipts.read_from("features", work.features.receipt),
+        "contract_version": work.features.receipt.get("contract_version"),
+        "device": work.parameters["device"],
+        "dtype": work.parameters["dtype"],
+        "hardware": receipts.hardware_of(work.parameters["device"]),
         "recipe_version": work.recipe_version,
         "code_version": code_version(),
         "parameters": work.parameters,
@@ -401,6 +405,8 @@ def _with_cost(stats: RunStats, hourly_rate: float | None) -> dict[str, int | fl
     return {**stats.to_dict(), "cost_per_1000_rows": round(stats.cost_per_1000_rows(hourly_rate), 6)}
 
 
-def _record_stats(slice_: Slice, stats: Mapping[str, int | float], fingerprint_: str) -> None:
+def _record_stats(
+    slice_: Slice, stats: Mapping[str, int | float], fingerprint_: str, what: Mapping[str, Any]
+) -> None:
     batch = pa.RecordBatch.from_pylist([{"fingerprint": fingerprint_, "run_id": slice_.run.run_id, **stats}])
-    commit_small(slice_, "run_stats", batch, fingerprint_)
+    commit_small(slice_, "run_stats", batch, fingerprint_, **what)

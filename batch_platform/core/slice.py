@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from batch_platform.core.data.partitions import Partition
 from batch_platform.core.data.staging import stage
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.layout import Layout
+from batch_platform.core.provenance import receipts
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.errors import UpstreamMissingError
 from batch_platform.settings import Settings
@@ -42,6 +43,7 @@ class Slice:
 
     Attributes:
         base: folder that relative URIs of the pipeline file start from.
+        started_at: when work on it began, UTC.
     """
 
     spec: PipelineSpec
@@ -49,6 +51,11 @@ class Slice:
     settings: Settings
     base: Path
     run: Run
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC), compare=False)
+
+    def starting(self) -> "Slice":
+        """The same slice for a stage that begins now."""
+        return replace(self, started_at=datetime.now(UTC))
 
     @property
     def layout(self) -> Layout:
@@ -81,15 +88,18 @@ class Slice:
         return commit
 
     def receipt(self, fingerprint: str, **what: Any) -> dict[str, Any]:
-        """The receipt of a commit: what is given, and who, when and for which partition."""
-        return {
-            "fingerprint": fingerprint,
-            "pipeline": self.spec.name,
-            "run_id": self.run.run_id,
-            "triggered_by": self.run.triggered_by,
-            "committed_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **what,
-        }
+        """The receipt of a commit: what is given, and who, when, by which code and on which machine."""
+        return receipts.complete(
+            {
+                "fingerprint": fingerprint,
+                "pipeline": self.spec.name,
+                "run_id": self.run.run_id,
+                "triggered_by": self.run.triggered_by,
+                "started_at": self.started_at.isoformat(timespec="seconds"),
+                "committed_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                **what,
+            }
+        )
 
     @contextmanager
     def workspace(self, table: str, attempt: int) -> Iterator[Path]:

@@ -149,7 +149,7 @@ class _Range:
         slice_ = Slice(self._spec, self._calendar.partition(key), self._settings, self._base, self._run)
         for position, stage in enumerate(self._stages):
             try:
-                result = stage.work(slice_, self._services)
+                result = stage.work(slice_.starting(), self._services)
             except SupersededError as error:
                 self._services.progress(f"[{self._spec.name}] {error}")
                 return

@@ -43,7 +43,7 @@ def day_of(
     slice_ = slice_of(folder, KEYS[day])
     receipt = {
         "source": "data/{partition}.csv",
-        "contract": contract,
+        "contract_version": contract,
         "counts": {"files": dict.fromkeys(files, 1)},
     }
     commit(slice_, "raw", raw(day, files), **receipt)

@@ -22,6 +22,7 @@ from batch_platform.orchestration.model_assets import model_asset
 from batch_platform.orchestration.stages import asset_key, stages_of
 from batch_platform.settings import ROOT_VARIABLE, Settings
 from batch_platform_tests.project import REPOSITORY
+from batch_platform_tests.receipts import gaps, receipts
 
 DATA = REPOSITORY / ".demo_data"
 
@@ -80,6 +81,7 @@ def test_email_triage(settings: Settings) -> None:
     assert predictions["score"].is_between(0, 1).all()
     performance = table(settings, spec, "performance").filter(pl.col("metric") == "accuracy")
     assert performance.height == 3
+    assert {r["table"] for r in receipts(Layout.of(settings, spec.name)) if gaps(r)} == set()
 
 
 def test_flight_delays(settings: Settings) -> None:
@@ -103,3 +105,4 @@ def test_flight_delays(settings: Settings) -> None:
     for day in expected:
         report = Layout.of(settings, spec.name).report(day) / "drift.html"
         assert "not enough history" in report.read_text()
+    assert {r["table"] for r in receipts(Layout.of(settings, spec.name)) if gaps(r)} == set()

@@ -319,7 +319,7 @@ class Lake:
                         return self._yield_to(handle, slot, standing, receipt)
                     last = handle.version()
                     previous = self.table(slot.table).commit_hash(last)
-                    whole = receipt | {"version": last + 1, "previous": previous}
+                    whole = receipt | {"version": last + 1, "previous": previous, "supersedes": standing}
                     content = files.canonical_json(whole)
                     self._write(handle, slot, placed, content, attempt)
                     self.table(slot.table).make_durable(whole["version"])

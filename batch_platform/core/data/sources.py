@@ -12,6 +12,7 @@ import glob
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import pyarrow as pa
 
 from batch_platform.core.data.cells import CellType
 from batch_platform.core.data.contract import SourceBatch, printable
+from batch_platform.core.data.files import sha256_of
 from batch_platform.core.data.partitions import Partition
 from batch_platform.core.data.readers.delimited import read_csv
 from batch_platform.core.data.readers.jsonl import read_jsonl
@@ -109,6 +111,29 @@ def find_files(uri: str, file_format: str, base: Path) -> list[Path]:
             "arrived; where a partition may have none, set source.allow_empty: true"
         )
     return found
+
+
+def source_digests(source: SourceSpec, partition: Partition, base: Path) -> dict[str, str]:
+    """SHA-256 of the files of a source that may hold rows of a partition, by the name that they have in tables.
+
+    A file is read once a process, as long as its size, time and inode stay.
+    """
+    uri = source.uri.replace("{partition}", partition.key)
+    try:
+        found = find_files(uri, source.format, base)
+    except SourceMissingError:
+        return {}
+    return {source_name(path, base): _digest(path) for path in found}
+
+
+def _digest(path: Path) -> str:
+    stat = path.stat()
+    return _digest_once(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@cache
+def _digest_once(path: Path, _size: int, _modified: int, _inode: int) -> str:
+    return sha256_of(path)
 
 
 def source_name(path: Path, base: Path) -> str:

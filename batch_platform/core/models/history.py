@@ -96,6 +96,11 @@ class History:
         promoted = [entry for entry in self.entries if entry["event"] == "promoted"]
         return {entry["alias"]: entry["version"] for entry in promoted}
 
+    def approval(self, alias: str) -> dict[str, str] | None:
+        """Who pointed an alias to where it points, why and when; None where nobody did."""
+        promoted = [e for e in self.entries if e["event"] == "promoted" and e["alias"] == alias]
+        return {name: promoted[-1][name] for name in ("by", "why", "at")} if promoted else None
+
     @property
     def suspensions(self) -> dict[str, "Suspension"]:
         """The suspension that stands, by version."""

@@ -94,6 +94,7 @@ class MlflowRegistry:
             registered_at=_time(version.creation_timestamp),
             registered_by=version.user_id or "not known to MLflow",
             cache=self._cache,
+            alias=found["alias"],
         )
 
     def _content(self, reference: str, client: Any, uri: str, version: Any) -> tuple[_Content, Path]:

@@ -100,7 +100,7 @@ class Registry:
                 f"model {name!r} has no alias {alias!r} (aliases: {aliases}; versions: {versions}); type: "
                 f"batch-platform models promote {name} VERSION --alias {alias} --by WHO --why TEXT"
             )
-        return self._read(name, version, history)
+        return replace(self._read(name, version, history), alias=alias, approved=history.approval(alias))
 
     def get(self, name: str, version: str) -> RegisteredVersion:
         """A version by its number.

@@ -44,6 +44,8 @@ class RegisteredVersion:
         registered_at: ISO 8601, UTC.
         registered_by: who registered it.
         suspended: who suspended it and why, when it was looked up; None where it may score.
+        alias: the alias that it was found by; None where it was asked for by its number.
+        approved: who pointed the alias to it, why and when (`by`, `why`, `at`); None where nobody did.
         created: False where `register` found the same content under this version.
     """
 
@@ -58,6 +60,8 @@ class RegisteredVersion:
     registered_at: str
     registered_by: str
     suspended: Suspension | None = None
+    alias: str | None = field(default=None, compare=False)
+    approved: Mapping[str, str] | None = field(default=None, compare=False)
     created: bool = field(default=True, compare=False)
     cache: Path = field(default=Path(), compare=False, repr=False)
 
