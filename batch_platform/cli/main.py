@@ -17,6 +17,7 @@ _COMMANDS = {
     "drift": ("batch_platform.cli.drift", "drift"),
     "explain": ("batch_platform.cli.explain", "explain"),
     "models": ("batch_platform.cli.models", "models"),
+    "plan": ("batch_platform.cli.plan", "plan"),
     "quarantine": ("batch_platform.cli.quarantine", "quarantine"),
     "replay": ("batch_platform.cli.explain", "replay"),
     "status": ("batch_platform.cli.status", "status"),

@@ -5,7 +5,9 @@ commits once. It does not know what the features mean.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +33,8 @@ from batch_platform.errors import SourceError
 
 # Content of a file of the model that scores, by its path in the model's folder.
 ModelFile = Callable[[str], bytes]
+# Gives the raw rows of a partition: these columns of them, or all.
+RawRows = Callable[[list[str] | None], Iterable[pa.RecordBatch]]
 
 
 def recipe_of(spec: PipelineSpec) -> Recipe:
@@ -85,33 +89,73 @@ def featurize_partition(slice_: Slice, model_file: ModelFile | None = None) -> S
         StorageError: the lake cannot be written.
     """
     raw = slice_.committed("raw")
+    with featurizer(slice_, partial(landed, slice_), model_file) as made:
+        return _featurize(slice_, raw, made)
+
+
+def landed(slice_: Slice, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The committed raw rows of a slice."""
+    return slice_.lake.batches("raw", slice_.key, columns)
+
+
+@dataclass(frozen=True)
+class Featurizer:
+    """What makes features of the raw rows of one partition, ready to be applied.
+
+    Attributes:
+        raw: gives the raw rows, whenever it is called.
+        joined: the lookups' columns for them.
+        recipe: with the files of the model that it reads.
+    """
+
+    slice_: Slice
+    raw: RawRows
+    joined: Sequence[Joined]
+    recipe: Recipe
+
+    @property
+    def schema(self) -> pa.Schema:
+        return features_schema(self.recipe)
+
+    def identity(self, raw_fingerprint: str) -> str:
+        """Identity of the features of raw rows with that fingerprint."""
+        made_of: dict[str, Any] = {
+            "raw": raw_fingerprint,
+            "recipe": self.recipe.version,
+            "code": code_version(),
+        }
+        if self.joined:
+            made_of["lookups"] = [[each.schema.names, each.digests] for each in self.joined]
+        return fingerprint(made_of)
+
+    def rows(self, rejected: list[Rejected]) -> Iterator[pa.RecordBatch]:
+        """The features; the raw rows that cannot be used are added to `rejected`."""
+        return _features(self, rejected)
+
+
+@contextmanager
+def featurizer(slice_: Slice, raw: RawRows, model_file: ModelFile | None = None) -> Iterator[Featurizer]:
+    """Join the lookups and load the recipe; files in the making are gone at the end of the block.
+
+    The lookups are joined anew each time: only so is it known whether one has changed.
+
+    Raises:
+        SourceError, RecipeError: as `featurize_partition`.
+    """
     with slice_.workspace("lookups", 0) as folder:
-        joined = _joined(slice_, folder)
+        try:
+            joined = join_lookups(slice_.spec, slice_.partition, raw, slice_.base, folder)
+        except SourceError as error:
+            raise type(error)(f"{slice_.about}: {error}") from None
         recipe = recipe_with(slice_.spec, joined)
         if recipe.reads and model_file is not None:
             recipe = recipe.with_files(model_file)
-        return _featurize(slice_, raw, joined, recipe)
+        yield Featurizer(slice_, raw, joined, recipe)
 
 
-def _joined(slice_: Slice, folder: Path) -> list[Joined]:
-    """The lookups' columns for the raw rows, made anew each time: only so is it known whether a lookup has changed."""
-
-    def raw(columns: list[str]) -> Iterator[pa.RecordBatch]:
-        return slice_.lake.batches("raw", slice_.key, columns)
-
-    try:
-        return join_lookups(slice_.spec, slice_.partition, raw, slice_.base, folder)
-    except SourceError as error:
-        raise type(error)(f"{slice_.about}: {error}") from None
-
-
-def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined], recipe: Recipe) -> StageResult:
+def _featurize(slice_: Slice, raw: Commit, made: Featurizer) -> StageResult:
     lake, slot = slice_.lake, Slot("features", slice_.key)
-    schema = features_schema(recipe)
-    made_of: dict[str, Any] = {"raw": raw.fingerprint, "recipe": recipe.version, "code": code_version()}
-    if joined:
-        made_of["lookups"] = [[each.schema.names, each.digests] for each in joined]
-    identity = fingerprint(made_of)
+    recipe, schema, identity = made.recipe, made.schema, made.identity(raw.fingerprint)
     entering = raw.rows
     standing = lake.head(slot)
     if standing is not None and standing.fingerprint == identity:
@@ -125,7 +169,7 @@ def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined], recipe: Rec
     attempt = lake.begin(slot)
     rejected: list[Rejected] = []
     with slice_.workspace("features", attempt) as folder:
-        staged = stage(_features(slice_, recipe, schema, joined, rejected), schema, folder, "features")
+        staged = stage(made.rows(rejected), schema, folder, "features")
         checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
         publishable(slice_, "features", checks, rejected)
         what = {
@@ -136,7 +180,7 @@ def _featurize(slice_: Slice, raw: Commit, joined: Sequence[Joined], recipe: Rec
             "contract_version": raw.receipt.get("contract_version"),
             **read_from("raw", raw.receipt),
             "rows_in": entering,
-            "lookups": [each.describe() for each in joined],
+            "lookups": [each.describe() for each in made.joined],
             "model_files": recipe.file_digests,
             "expands": recipe.expands,
         }
@@ -168,12 +212,11 @@ def _result(commit: Commit, checks: tuple[gate.CheckResult, ...], reused: bool) 
     )
 
 
-def _features(
-    slice_: Slice, recipe: Recipe, schema: pa.Schema, joined: Sequence[Joined], rejected: list[Rejected]
-) -> Iterator[pa.RecordBatch]:
+def _features(made: Featurizer, rejected: list[Rejected]) -> Iterator[pa.RecordBatch]:
+    slice_, recipe, schema = made.slice_, made.recipe, made.schema
     masked = bool(slice_.spec.sensitive_columns)
-    required = [name for each in joined for name in sorted(each.required)]
-    for whole in beside(_raw_batches(slice_, recipe), joined):
+    required = [name for each in made.joined for name in sorted(each.required)]
+    for whole in beside(_raw_batches(made), made.joined):
         raw = _with_required(slice_, whole, required, rejected)
         features, kept, failures = recipe.apply_with_failures(raw, mask_values=masked)
         for failure in failures:
@@ -190,9 +233,9 @@ def _features(
         yield columns.filter(pc.invert(pc.is_in(kept, value_set=pa.array(broken, pa.int64()))))
 
 
-def _raw_batches(slice_: Slice, recipe: Recipe) -> Iterator[pa.RecordBatch]:
-    for batch in slice_.lake.batches("raw", slice_.key):
-        size = ROWS_AT_ONCE if recipe.expands else max(1, batch.num_rows)
+def _raw_batches(made: Featurizer) -> Iterator[pa.RecordBatch]:
+    for batch in made.raw(None):
+        size = ROWS_AT_ONCE if made.recipe.expands else max(1, batch.num_rows)
         for first in range(0, batch.num_rows, size):
             yield batch.slice(first, size)
 

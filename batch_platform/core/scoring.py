@@ -6,6 +6,7 @@ last finished shard; a changed model, recipe, parameter or code has another fing
 know how a model computes.
 """
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -25,6 +26,7 @@ from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger, discard_shards
 from batch_platform.core.data.staging import read_files, stage
+from batch_platform.core.forecasting import Forecaster, timed
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
@@ -53,7 +55,12 @@ _SCORING_TRIES = 3
 
 
 def score_partition(
-    slice_: Slice, model: RegisteredVersion, engine: Engine, progress: Progress, redrive: bool = False
+    slice_: Slice,
+    model: RegisteredVersion,
+    engine: Engine,
+    progress: Progress,
+    redrive: bool = False,
+    forecaster: Forecaster | None = None,
 ) -> StageResult:
     """Score the rows of one partition that are new or changed, and keep the others.
 
@@ -62,6 +69,7 @@ def score_partition(
         engine: that model, loaded; it may have scored other partitions before.
         progress: told after every shard.
         redrive: where the same work is committed already, score its quarantined rows again.
+        forecaster: says how long it will take; forecast and time go into `run_stats`.
 
     Raises:
         UpstreamMissingError: the partition has no features.
@@ -77,7 +85,7 @@ def score_partition(
         discard_shards(_shards_of(slice_, standing.fingerprint))  # its run may have been killed before it did
         if not redrive or not standing.receipt["quarantined"]:
             return _adopt(slice_, work, standing)
-    return _make(slice_, work, standing, engine, progress)
+    return _make(slice_, work, standing, engine, progress, forecaster)
 
 
 def score_exactly(
@@ -103,9 +111,15 @@ def score_exactly(
 
 
 def _make(
-    slice_: Slice, work: Work, standing: Commit | None, engine: Engine, progress: Progress
+    slice_: Slice,
+    work: Work,
+    standing: Commit | None,
+    engine: Engine,
+    progress: Progress,
+    forecaster: Forecaster | None = None,
 ) -> StageResult:
     """Score what has to be scored, put the partition together, and commit it."""
+    begun = time.monotonic()
     attempt = slice_.lake.begin(Slot("predictions", slice_.key))
     with slice_.workspace("predictions", attempt) as folder:
         plan = plan_work(slice_, work, standing)
@@ -121,9 +135,13 @@ def _make(
         publishable(slice_, "predictions", checks, rejected)
 
         stats = RunStats.combine([RunStats.from_dict(shard.notes["stats"]) for shard in shards])
-        told = _with_cost(stats, slice_.settings.hourly_rate)
+        forecast = None if forecaster is None else forecaster.forecast([plan.to_score])
+        told = {
+            **_with_cost(stats, slice_.settings.hourly_rate),
+            **timed(forecast, time.monotonic() - begun),
+        }
         what = {**_describe(work, plan), "stats": told}
-        _record_stats(slice_, told, work.fingerprint, receipts.followed(what))
+        _record_stats(slice_, work, told, receipts.followed(what))
         # The run and the time that a row keeps when it is reused lead to the shard that it was scored in.
         what["shards"] = [[shard.notes["run_id"], shard.notes["scored_at"]] for shard in shards]
         what["origins"] = origins(work, standing, runs, {run for run, _ in what["shards"]})
@@ -406,7 +424,9 @@ def _with_cost(stats: RunStats, hourly_rate: float | None) -> dict[str, int | fl
 
 
 def _record_stats(
-    slice_: Slice, stats: Mapping[str, int | float], fingerprint_: str, what: Mapping[str, Any]
+    slice_: Slice, work: Work, stats: Mapping[str, int | float], what: Mapping[str, Any]
 ) -> None:
-    batch = pa.RecordBatch.from_pylist([{"fingerprint": fingerprint_, "run_id": slice_.run.run_id, **stats}])
-    commit_small(slice_, "run_stats", batch, fingerprint_, **what)
+    names = {"fingerprint": work.fingerprint, "run_id": slice_.run.run_id}
+    made_by = {"model_digest": work.model.digest, "device": work.parameters["device"]}
+    batch = pa.RecordBatch.from_pylist([{**names, **made_by, **stats}])
+    commit_small(slice_, "run_stats", batch, work.fingerprint, **what)

@@ -24,7 +24,7 @@ def plan_work(slice_: Slice, work: Work, standing: Commit | None) -> RowPlan:
         RescoreError: the rows that are wanted do not fit the partition.
     """
     features = slice_.lake.batches("features", slice_.key, list(dict.fromkeys(["row_key", *work.inputs])))
-    known = None if standing is None else _standing(slice_, standing)
+    known = None if standing is None else standing_rows(slice_, standing)
     if work.rows is None:
         return plan_rows(features, work.inputs, work.conditions, known)
     assert known is not None  # `score_exactly` has asked for it
@@ -37,7 +37,8 @@ def plan_work(slice_: Slice, work: Work, standing: Commit | None) -> RowPlan:
         ) from None
 
 
-def _standing(slice_: Slice, standing: Commit) -> Standing:
+def standing_rows(slice_: Slice, standing: Commit) -> Standing:
+    """A snapshot, as far as it decides what is scored."""
     # Commits of releases before this one do not say what their rows were made under.
     origins = [Origin(o["conditions"], tuple(o["run_ids"])) for o in standing.receipt.get("origins", ())]
     quarantined = (row.row_key for row in standing_quarantine(slice_, "predictions"))

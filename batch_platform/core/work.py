@@ -4,6 +4,7 @@ Decides what makes two pieces of work the same, and what two rows have to have i
 nothing.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.slice import Slice
-from batch_platform.core.spec import DecisionSpec
+from batch_platform.core.spec import DecisionSpec, PipelineSpec
 from batch_platform.errors import SignatureError
 
 
@@ -44,17 +45,12 @@ class Work:
     @property
     def conditions(self) -> dict[str, Any]:
         """All that acts on a row besides its input."""
-        return {
-            "recipe": self.recipe_version,
-            "model": [self.model.name, self.model.version, self.model.digest],
-            "parameters": self.parameters,
-            "code": code_version(),
-        }
+        return conditions_of(self.recipe_version, self.model, self.parameters)
 
     @property
     def identity(self) -> str:
         """Equal for all work that gives a row the same values."""
-        return fingerprint({"features": self.features.fingerprint, **self.conditions})
+        return identity_of(self.features, self.conditions)
 
     @property
     def fingerprint(self) -> str:
@@ -110,15 +106,37 @@ def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
                 f"{slice_.about}: its features were made with another {path} than that of model {model.name} version "
                 f"{model.version}: materialize {slice_.spec.name}/features for it again"
             )
-    decision = slice_.spec.decision
-    parameters = {
+    parameters = parameters_of(slice_.spec, signature, engine)
+    recipe_version = features.receipt["recipe_version"]
+    return Work(features, recipe_version, model, signature, slice_.spec.decision, parameters)
+
+
+def parameters_of(spec: PipelineSpec, signature: ModelSignature, engine: Engine) -> dict[str, Any]:
+    """All that can change an output besides data, model and code."""
+    return {
         **engine.plan.to_dict(),
         "backend": engine.predictor.backend,
-        "shard_rows": shard_rows(slice_.spec.inference.shard_rows, signature),
+        "shard_rows": shard_rows(spec.inference.shard_rows, signature),
         "positive_class": signature.positive_class,
-        "decision": None if decision is None else decision.model_dump(),
+        "decision": None if spec.decision is None else spec.decision.model_dump(),
     }
-    return Work(features, features.receipt["recipe_version"], model, signature, decision, parameters)
+
+
+def conditions_of(
+    recipe_version: str, model: RegisteredVersion, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """All that acts on a row besides its input."""
+    return {
+        "recipe": recipe_version,
+        "model": [model.name, model.version, model.digest],
+        "parameters": dict(parameters),
+        "code": code_version(),
+    }
+
+
+def identity_of(features: Commit, conditions: Mapping[str, Any]) -> str:
+    """Identity of scoring these features under these conditions."""
+    return fingerprint({"features": features.fingerprint, **conditions})
 
 
 def signature_for(model: RegisteredVersion, decision: DecisionSpec | None) -> ModelSignature:

@@ -10,6 +10,7 @@ from batch_platform.core.spec import PipelineSpec
 from batch_platform.settings import Settings
 
 if TYPE_CHECKING:
+    from batch_platform.core.forecasting import Forecaster
     from batch_platform.core.inference.engine import Engine
     from batch_platform.core.models.registry import RegisteredVersion
     from batch_platform.core.monitoring.rendering import Renderer
@@ -51,6 +52,16 @@ class Services:
         from batch_platform.core.scoring import load_engine
 
         return load_engine(self.model, self._spec)
+
+    @cached_property
+    def forecaster(self) -> "Forecaster":
+        """How long scoring takes, by the statistics that stood when the run began."""
+        from batch_platform.core.data.lake import Lake
+        from batch_platform.core.forecasting import Forecaster
+        from batch_platform.core.layout import Layout
+
+        lake = Lake(Layout.of(self._settings, self._spec.name))
+        return Forecaster.of(lake, self.model.digest, self.engine.plan.device)
 
     def model_file(self, path: str) -> bytes:
         """A file of that version, for steps that make features of it.

@@ -63,7 +63,14 @@ def _featurize(slice_: Slice, services: Services) -> StageResult:
 def _score(slice_: Slice, services: Services) -> StageResult:
     from batch_platform.core.scoring import score_partition
 
-    return score_partition(slice_, services.model, services.engine, services.progress, services.redrive)
+    return score_partition(
+        slice_,
+        services.model,
+        services.engine,
+        services.progress,
+        services.redrive,
+        services.forecaster,
+    )
 
 
 def _judge_drift(slice_: Slice, services: Services) -> StageResult:

@@ -191,7 +191,7 @@ def test_a_superseded_run_ends_well_and_says_so(mini: Mini, monkeypatch: pytest.
     overtaking: list[bool] = []
 
     def overtaken(
-        slice_: Slice, model: RegisteredVersion, loaded: Engine, progress: Any, redrive: bool
+        slice_: Slice, model: RegisteredVersion, loaded: Engine, progress: Any, *_: Any
     ) -> StageResult:
         def line(text: str) -> None:
             progress(text)
