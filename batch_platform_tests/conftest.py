@@ -28,6 +28,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("ROOT", "HOURLY_RATE", "REPORTS_URL", "DAGSTER_URL")
     for name in (f"BATCH_PLATFORM_{setting}" for setting in settings):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OPENLINEAGE_URL", raising=False)
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,12 @@ import json
 import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from batch_platform.core.data.sources import source_name
+from batch_platform.core.pipelines import defs_folder, find_pipeline
 from batch_platform.core.provenance.impact import Impact, Question
 from batch_platform.core.provenance.impact import affected as look
 from batch_platform.settings import Settings, project_root
@@ -32,6 +34,7 @@ def _date(_context: click.Context, _parameter: click.Parameter, value: str | Non
 @click.option("--to", "last", callback=_date, help="Last partition key; a date covers its hours.")
 @click.option("--pipeline", help="Look at this pipeline alone. Default: every one under the root.")
 @click.option("--history", is_flag=True, help="Also rows that were replaced since; each row counts once.")
+@click.option("--rescore", is_flag=True, help="Score exactly these rows again, with the models of now.")
 @click.option(
     "--json", "as_json", is_flag=True, help="For programs: one object with `rows` and `partitions`."
 )
@@ -45,22 +48,54 @@ def affected(
     last: str | None,
     pipeline: str | None,
     history: bool,
+    rescore: bool,
     as_json: bool,
 ) -> None:
     """Count the predictions that something made, by pipeline and partition: the blast radius.
 
-    Give one of --model, --source-file, --recipe, --code and --run, or a range of partitions, or both.
+    Give one of --model, --source-file, --recipe, --code and --run, or a range of partitions, or both. With --rescore
+    these rows are scored again, all others of their partitions stay as they are, and what changed is told. Launch the
+    partitions afterwards, so that Dagster sees the new predictions and makes their drift reports again.
     """
+    if rescore and history:
+        raise click.UsageError("--rescore and --history: rows that were replaced cannot be scored again")
     question = _question(model, source_file, recipe, code, run, first, last, history)
     found = look(Settings.from_env(), question, None if pipeline is None else [pipeline])
     for note in found.notes:
         click.echo(f"warning: {note}", err=True)
-    if as_json:
-        partitions = [asdict(partition) for partition in found.partitions]
-        value = {"rows": found.rows, "partitions": partitions, "seconds": round(found.seconds, 3)}
-        click.echo(json.dumps(value, indent=2))
-    else:
+    partitions = [asdict(partition) for partition in found.partitions]
+    value = {"rows": found.rows, "partitions": partitions, "seconds": round(found.seconds, 3)}
+    if not as_json:
         click.echo(_text(found))
+    if rescore:
+        value["rescored"] = _rescore(question, found, quiet=as_json)
+    if as_json:
+        click.echo(json.dumps(value, indent=2))
+
+
+def _rescore(question: Question, found: Impact, quiet: bool) -> list[dict[str, Any]]:
+    from batch_platform.core.provenance.redoing import rescore_affected
+
+    names = dict.fromkeys(partition.pipeline for partition in found.partitions)
+    specs = [find_pipeline(defs_folder(), name) for name in names]
+    told = []
+    for spec in specs:
+        made = rescore_affected(spec, Settings.from_env(), project_root(), question, found, _progress)
+        for key, rescored in made:
+            changes = rescored.comparison.describe()
+            told.append({"pipeline": spec.name, "partition_key": key, "attempt": rescored.after, **changes})
+            if not quiet:
+                shift = changes["score_shift_mean"]
+                moved = "" if shift is None else f", scores moved by {shift:+.6f} in the mean"
+                click.echo(
+                    f"  {spec.name} {key}: {rescored.rows} rows scored again, {rescored.comparison.changed} changed, "
+                    f"{rescored.comparison.flipped} decisions flipped{moved}"
+                )
+    return told
+
+
+def _progress(line: str) -> None:
+    click.echo(line, err=True)
 
 
 def _question(

@@ -15,6 +15,7 @@ _COMMANDS = {
     "affected": ("batch_platform.cli.affected", "affected"),
     "chain": ("batch_platform.cli.chain", "chain"),
     "drift": ("batch_platform.cli.drift", "drift"),
+    "audit-bundle": ("batch_platform.cli.audit_bundle", "audit_bundle"),
     "explain": ("batch_platform.cli.explain", "explain"),
     "models": ("batch_platform.cli.models", "models"),
     "plan": ("batch_platform.cli.plan", "plan"),

@@ -17,6 +17,7 @@ from pydantic import Field
 from batch_platform.core import outcomes
 from batch_platform.core.layout import Layout
 from batch_platform.core.outcomes import Outcome
+from batch_platform.core.provenance.openlineage import LineageEvents
 from batch_platform.core.slice import Run, Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.staleness import CODE, DATA, code_version_of, code_versions
@@ -108,6 +109,7 @@ class _Range:
         self._run = Run(context.run.run_id, _trigger(context))
         self._code_versions = code_versions(spec, [stage.name for stage in stages])
         self._services = Services(spec, self._settings, redrive)
+        self._lineage = LineageEvents.from_env(self._services.progress)
         self._failed: dict[str, str] = {}
         self._model_is_reported = False
         self._rendering: deque[tuple[str, Stage, StageResult]] = deque()
@@ -146,7 +148,7 @@ class _Range:
         )
 
     def _date(self, key: str) -> Iterator[Any]:
-        slice_ = Slice(self._spec, self._calendar.partition(key), self._settings, self._base, self._run)
+        slice_ = self._slice(key)
         for position, stage in enumerate(self._stages):
             try:
                 result = stage.work(slice_.starting(), self._services)
@@ -198,6 +200,9 @@ class _Range:
         versions |= {CODE: code_version, DATA: result.data_version}
         outcome = Outcome.now("done", self._run.run_id, warnings=warnings, versions=versions)
         self._remember(key, {stage.name: outcome})
+        if self._lineage is not None:
+            digest = self._services.model.digest if "model" in stage.upstream else None
+            self._lineage.materialized(self._slice(key), stage.name, stage.upstream, result, digest)
 
     def _report_failure(
         self, key: str, position: int, error: Exception, alone: bool = False
@@ -241,6 +246,9 @@ class _Range:
         # Not one of the refusals that explain themselves: where it happened must be seen.
         self._services.progress("".join(traceback.format_exception(error)))
         return f"{type(error).__name__}: {error}"
+
+    def _slice(self, key: str) -> Slice:
+        return Slice(self._spec, self._calendar.partition(key), self._settings, self._base, self._run)
 
     def _asset(self, stage: Stage) -> dg.AssetKey:
         return asset_key(self._spec, stage.name)

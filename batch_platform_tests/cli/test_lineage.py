@@ -98,6 +98,7 @@ def test_affected(ask: Any) -> None:
     [
         (["affected"], "give --model"),
         (["affected", "--model", "churn", "--run", "x"], "--model and --run: ask for one at a time"),
+        (["affected", "--rescore", "--history", "--run", "x"], "cannot be scored again"),
         (["affected", "--from", "yesterday"], "'yesterday' is no partition key"),
     ],
 )
@@ -114,3 +115,21 @@ def test_unknown_rows_and_pipelines(ask: Any) -> None:
         ask("replay", "maxi", "a b")
     with pytest.raises(BatchPlatformError, match="1999-01-01"):
         ask("explain", "mini", "a b", "--partition", "1999-01-01")
+
+
+def test_rescore_touches_no_other_row(ask: Any, mini: Mini) -> None:
+    def rows(wanted: bool) -> list[dict[str, Any]]:
+        frame = mini.table("predictions").sort("partition_key", "row_key")
+        return frame.filter((frame["partition_key"] == DAYS[0]) == wanted).to_dicts()
+
+    others = rows(wanted=False)
+    mini.register(seed=1)
+    words = ["affected", "--source-file", f"data/{DAYS[0]}.csv", "--rescore", "--json"]
+    (told,) = json.loads(ask(*words).stdout)["rescored"]
+    assert (told["partition_key"], told["rows"], told["changed"], told["attempt"]) == (DAYS[0], 4, 4, 2)
+    assert rows(wanted=False) == others
+    assert {row["model_version"] for row in rows(wanted=True)} == {"2"}
+    text = ask("affected", "--model", "churn:1", "--rescore").stdout
+    assert f"  mini {DAYS[1]}: 4 rows scored again, 4 changed, " in text
+    assert json.loads(ask("affected", "--model", "churn:1", "--json").stdout)["rows"] == 0
+    assert json.loads(ask("affected", "--model", "churn:1", "--history", "--json").stdout)["rows"] == 8
