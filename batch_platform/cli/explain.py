@@ -71,6 +71,7 @@ def _explained(pipeline: str, found: Explanation) -> str:
             f"  parameters    {_short(found.parameters)}",
             f"  scored        {found.scored_at}, run {found.run_id}, shard {found.shard}, attempt {found.attempt}",
             *([f"  run page      {found.run_url}"] if found.run_url else []),
+            f"  approved      {_short(found.scored_by.get('approved_by'))}, alias {found.scored_by.get('model_alias')}",
             f"  commit        Delta version {found.commit['version']} of predictions, {found.commit['committed_at']}, "
             f"attempt {found.commit['attempt']}, run {found.commit['run_id']}, {found.commit['triggered_by']}",
         ]

@@ -29,6 +29,8 @@ ORIGIN = (
     "run_id",
     "scored_at",
 )
+# Of a receipt, what speaks of other rows too.
+_NOT_OF_THE_ROW = ("files", "quarantine_files", "shards", "origins", "stats", "reasons", "counts")
 _PLACE = ("row_key", "source_file", "source_row")
 
 
@@ -39,6 +41,7 @@ class Explanation:
     Attributes:
         status: whether the row has a prediction, is in quarantine, or has come only as far as `raw`.
         source_file: the source's file, as `raw` names it.
+        source_sha256: the file's digest when it was landed.
         source_row: the number of its data row in the file, from 0.
         raw: the row as it was landed.
         features: what the model saw.
@@ -49,7 +52,8 @@ class Explanation:
         shard: number of the shard that it was scored in, from 0, among those of `scored_by`.
         attempt: of `scored_by`.
         commit: the Delta commit that the row stands in: version, attempt, run, time, hash of the commit before.
-        scored_by: the commit that it was scored for; another one than `commit` where the row was reused.
+        scored_by: receipt of the commit that it was scored for (alias, approver, hardware, code's commit and more);
+            another one than `commit` where the row was reused.
         quarantine: its entries in quarantine, those of replaced commits too, the newest of each stage first.
         history: its predictions in commits that were replaced, the newest first.
         notes: what could not be read any more.
@@ -60,6 +64,7 @@ class Explanation:
     status: Literal["predicted", "quarantined", "landed"]
     source_file: str | None
     source_row: int | None
+    source_sha256: str | None
     raw: Row | None
     features: Row | None
     lookups: tuple[Row, ...] = ()
@@ -122,6 +127,7 @@ def explain(
         status="predicted" if prediction else "quarantined" if waits else "landed",
         source_file=source.get("source_file"),
         source_row=source.get("source_row"),
+        source_sha256=_digest(trail.raw, source.get("source_file")),
         raw=raw and _masked_raw(spec, raw),
         features=features and _masked_features(spec, features),
         lookups=tuple(trail.features.get("lookups", ())) if trail.features else (),
@@ -145,8 +151,13 @@ def _scoring(trail: Trail, prediction: Row, dagster: str | None) -> dict[str, An
         "shard": shard,
         "attempt": scored_by["attempt"],
         "commit": _told(trail.predictions),
-        "scored_by": _told(scored_by),
+        "scored_by": _whole(scored_by),
     }
+
+
+def _digest(raw: Receipt | None, source_file: str | None) -> str | None:
+    inputs = [] if raw is None else raw.get("inputs") or []
+    return next((each["sha256"] for each in inputs if each["name"] == source_file), None)
 
 
 def _replaced(trail: Trail, row_key: str) -> list[Row]:
@@ -161,6 +172,10 @@ def _replaced(trail: Trail, row_key: str) -> list[Row]:
 
 def _row(table: pa.Table | None) -> Row | None:
     return None if table is None else table.to_pylist()[0]
+
+
+def _whole(receipt: Receipt) -> Row:
+    return {name: value for name, value in receipt.items() if name not in _NOT_OF_THE_ROW}
 
 
 def _told(receipt: Receipt) -> Row:

@@ -154,6 +154,7 @@ class _Partition:
 
     def __init__(self, lake: Lake, question: Question, receipts: list[Receipt]) -> None:
         self._lake, self._question, self._receipts = lake, question, receipts
+        self._raws: dict[int, Receipt | None] = {}
         self.rows = 0
         self.notes: list[str] = []
 
@@ -238,7 +239,10 @@ class _Partition:
 
     def _raw(self, receipt: Receipt) -> Receipt | None:
         """The raw rows that a commit was made of."""
-        return Trail(self._lake, receipt["partition_key"], receipt).raw
+        attempt = receipt["attempt"]
+        if attempt not in self._raws:
+            self._raws[attempt] = Trail(self._lake, receipt["partition_key"], receipt).raw
+        return self._raws[attempt]
 
     def _is_only_file(self, receipt: Receipt) -> bool:
         raw = self._raw(receipt)

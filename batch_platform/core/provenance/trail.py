@@ -36,7 +36,7 @@ class Trail:
 
     def __init__(self, lake: Lake, partition_key: str, made: Receipt | None = None) -> None:
         self._lake, self._partition_key = lake, partition_key
-        self._receipts = {table: lake.receipts_of(Slot(table, partition_key)) for table in STAGES}
+        self._receipts: dict[str, list[dict[str, Any]]] = {}
         self.predictions = made or self._newest("predictions")
         self.features = self._made_of(self.predictions, "features")
         self.raw = self._made_of(self.features, "raw")
@@ -49,7 +49,7 @@ class Trail:
 
     def replaced_predictions(self) -> list[Receipt]:
         """The commits of predictions that were replaced, newest first."""
-        return [*self._receipts["predictions"][1:]]
+        return [*self._commits("predictions")[1:]]
 
     def row(self, receipt: Receipt | None, row_key: str) -> pa.Table | None:
         """A row of a commit, as a table of one; None where the commit has none, or its files were removed since.
@@ -108,7 +108,7 @@ class Trail:
         """
         moment = prediction["scored_at"].astimezone(UTC).isoformat(timespec="microseconds")
         wanted = [prediction["run_id"], moment]
-        for receipt in reversed(self._receipts["predictions"]):
+        for receipt in reversed(self._commits("predictions")):
             shards = receipt["shards"]
             if isinstance(shards, int):
                 if receipt["run_id"] == prediction["run_id"]:
@@ -121,13 +121,19 @@ class Trail:
         )
 
     def _newest(self, table: str) -> Receipt | None:
-        return self._receipts[table][0] if self._receipts[table] else None
+        return next(iter(self._commits(table)), None)
+
+    def _commits(self, table: str) -> list[dict[str, Any]]:
+        """Receipts, newest first; read when first asked for."""
+        if table not in self._receipts:
+            self._receipts[table] = self._lake.receipts_of(Slot(table, self._partition_key))
+        return self._receipts[table]
 
     def _made_of(self, made: Receipt | None, upstream: str) -> Receipt | None:
         if made is None:
             return self._newest(upstream)
         wanted = made[f"{upstream}_fingerprint"]
-        return next((found for found in self._receipts[upstream] if found["fingerprint"] == wanted), None)
+        return next((found for found in self._commits(upstream) if found["fingerprint"] == wanted), None)
 
 
 def partition_of(spec: PipelineSpec, lake: Lake, row_key: str, partition_key: str | None) -> str:

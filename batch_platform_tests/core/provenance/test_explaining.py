@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import polars as pl
@@ -38,6 +39,7 @@ def test_every_field_of_a_prediction(mini: Mini) -> None:
     told, row = ask(mini, key), prediction(mini, key)
     assert (told.row_key, told.partition_key, told.status) == (key, DAY, "predicted")
     assert (told.source_file, told.source_row) == (f"data/{DAY}.csv", 13)
+    assert told.source_sha256 == sha256((mini.folder / "data" / f"{DAY}.csv").read_bytes()).hexdigest()
     assert told.raw == {"id": key, "amount": 19.5, "age": 33, "plan": "pro"}
     assert told.features is not None and told.features["age"] == 33
     assert told.outputs == {name: row[name] for name in ("label", "score", "scores")}
