@@ -134,7 +134,7 @@ def plan(
 
 class _Planner:
     def __init__(self, spec: PipelineSpec, model: RegisteredVersion, engine: Engine) -> None:
-        self._model = model
+        self._model, self._decision = model, spec.decision
         self._signature = signature_for(model, spec.decision)
         self._inputs = [column.name for column in self._signature.inputs]
         self._parameters = parameters_of(spec, self._signature, engine)
@@ -159,7 +159,7 @@ class _Planner:
         features = slice_.lake.head(Slot("features", slice_.key))
         if features is not None and (raw is None or features.fingerprint != made.identity(raw.fingerprint)):
             features = None
-        done = None if features is None else identity_of(features, conditions)
+        done = None if features is None else identity_of(features, conditions, self._decision)
         if features is not None and standing is not None and standing.receipt["work"] == done:
             return PartitionPlan(slice_.key, "done", "", features.rows, reusable=standing.rows)
         batches = _made(made) if features is None else slice_.lake.batches("features", slice_.key)

@@ -25,13 +25,14 @@ from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger, discard_shards
+from batch_platform.core.data.row_stream import RowStream
 from batch_platform.core.data.staging import read_files, stage
+from batch_platform.core.deciding import describe, features_needed, rule_version, with_decisions
 from batch_platform.core.forecasting import Forecaster, timed
 from batch_platform.core.inference.engine import Engine, ShardResult
 from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
-from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.provenance import receipts
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
@@ -45,7 +46,7 @@ from batch_platform.core.reusing import (
 )
 from batch_platform.core.slice import Slice, StageResult, commit_small
 from batch_platform.core.snapshots import origins, plan_work, snapshot
-from batch_platform.core.spec import DecisionSpec, PipelineSpec
+from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.work import Work, pin, signature_for
 from batch_platform.errors import StorageError
 
@@ -129,7 +130,7 @@ def _make(
         shards = _score(slice_, work, plan, engine, ledger, progress)
         rejected = _rejected_rows(slice_, work, plan, shards)
         runs: Counter[str] = Counter()
-        rows = _counted(_together(slice_, work, plan, shards, folder), runs)
+        rows = _decided(slice_, work, _counted(_together(slice_, work, plan, shards, folder), runs), rejected)
         staged = stage(rows, work.schema, folder, "predictions")
         checks = _judge(slice_, work, (file.path for file in staged), rejected)
         publishable(slice_, "predictions", checks, rejected)
@@ -188,6 +189,7 @@ def _describe(work: Work, plan: RowPlan) -> dict[str, Any]:
         "recipe_version": work.recipe_version,
         "code_version": code_version(),
         "parameters": work.parameters,
+        "decision": None if work.decision is None else describe(work.decision),
         "signature": work.signature.to_dict(),
         "features_fingerprint": work.features.fingerprint,
     }
@@ -287,7 +289,7 @@ def _together(
         return fresh()
     kept = (lambda: iter(())) if work.reuses is None else partial(snapshot, slice_, work.reuses)
     failed = np.array([place for place, *_ in _failures(shards)], np.int64)
-    return together(plan, kept, fresh, failed, _feature_keys(slice_), work.schema, folder)
+    return together(plan, kept, fresh, failed, _feature_keys(slice_), work.scored_schema, folder)
 
 
 def _counted(batches: Iterator[pa.RecordBatch], runs: Counter[str]) -> Iterator[pa.RecordBatch]:
@@ -315,8 +317,6 @@ def _decorate(
     if result.failures:
         hashes = hashes.filter(pc.is_in(features["row_key"], value_set=outputs["row_key"].combine_chunks()))
     columns = {name: outputs[name] for name in outputs.column_names}
-    if work.decision is not None:
-        columns["decision"] = decide(outputs["score"], work.signature, work.decision)
     constants = {
         "model_version": work.model.version,
         "model_digest": work.model.digest,
@@ -328,7 +328,7 @@ def _decorate(
     columns["scored_at"] = pa.repeat(
         pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC")), outputs.num_rows
     )
-    return pa.table({name: columns[name] for name in work.schema.names}, schema=work.schema)
+    return pa.table({name: columns[name] for name in work.scored_schema.names}, schema=work.scored_schema)
 
 
 def _scored_at(rows: pa.Table) -> str:
@@ -336,10 +336,22 @@ def _scored_at(rows: pa.Table) -> str:
     return rows["scored_at"][0].as_py().isoformat(timespec="microseconds") if rows.num_rows else ""
 
 
-def decide(score: pa.ChunkedArray, signature: ModelSignature, decision: DecisionSpec) -> pa.ChunkedArray:
-    """(rows,) strings: the positive class where the score is at or above the threshold, else the other one."""
-    other = next(label for label in signature.labels if label != decision.positive_class)
-    return pc.if_else(pc.greater_equal(score, decision.threshold), decision.positive_class, other)
+def _decided(
+    slice_: Slice, work: Work, rows: Iterator[pa.RecordBatch], rejected: list[Rejected]
+) -> Iterator[pa.RecordBatch]:
+    """The same rows with what the pipeline's rule decides, about those that are reused too."""
+    if work.decision is None:
+        return rows
+    needed = features_needed(work.decision, work.signature)
+    features = None
+    if needed:
+        absent = pa.array([row.row_key for row in rejected], pa.string())
+        batches = slice_.lake.batches("features", slice_.key, ["row_key", *needed])
+        kept = (batch.filter(pc.invert(pc.is_in(batch["row_key"], value_set=absent))) for batch in batches)
+        whole = slice_.lake.schema("features")
+        assert whole is not None  # there is a commit
+        features = RowStream(kept, pa.schema([whole.field(name) for name in ["row_key", *needed]]))
+    return with_decisions(rows, work.decision, work.signature, features, work.schema)
 
 
 def _rejected_rows(slice_: Slice, work: Work, plan: RowPlan, shards: list[FinishedShard]) -> list[Rejected]:
@@ -410,6 +422,7 @@ def _result(work: Work, commit: Commit, checks: tuple[gate.CheckResult, ...], re
             "model_digest": work.model.digest,
             "recipe_version": work.recipe_version,
             "code_version": receipt["code_version"],
+            "decision_version": work.decision and rule_version(work.decision),
             "scored_by_run": receipt["run_id"],
             **{f"stats {name}": value for name, value in receipt["stats"].items()},
         },

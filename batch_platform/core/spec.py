@@ -377,11 +377,63 @@ class ModelSpec(_Section):
         return repr(self.name) if self.is_of_mlflow else f"{self.name!r}, alias {self.alias!r}"
 
 
-class DecisionSpec(_Section):
-    """Turns the score of two classes into the column `decision`."""
+class ConditionSpec(_Section):
+    """What a value must be; of several conditions all must hold. A null meets none of them but `is_null: true`."""
 
-    positive_class: str = Field(description="The label whose probability is the score.")
+    at_least: float | None = Field(None, description="Numbers from this one on.")
+    above: float | None = Field(None, description="Numbers greater than this one.")
+    at_most: float | None = Field(None, description="Numbers up to this one.")
+    below: float | None = Field(None, description="Numbers less than this one.")
+    is_in: list[str | int | bool] | None = Field(None, min_length=1, description="One of these values.")
+    is_null: bool | None = Field(None, description="true: there is no value; false: there is one.")
+
+    @model_validator(mode="after")
+    def _something(self) -> "ConditionSpec":
+        if not self.model_fields_set:
+            raise ValueError("says nothing: give at_least, above, at_most, below, is_in or is_null")
+        return self
+
+    @property
+    def is_of_numbers(self) -> bool:
+        """Whether it compares numbers."""
+        return any(value is not None for value in (self.at_least, self.above, self.at_most, self.below))
+
+
+class RuleSpec(_Section):
+    """One rule: where all conditions hold, this is decided."""
+
+    when: dict[str, ConditionSpec] = Field(
+        min_length=1,
+        description="Conditions by column: an output of the model (label, score, prediction, generated_text) or a feature.",
+    )
+    decide: str = Field(min_length=1, description="The decision.")
+
+
+class DecisionSpec(_Section):
+    """Turns outputs into the column `decision`: by a threshold on the score of two classes, or by rules."""
+
+    positive_class: str | None = Field(
+        None, description="Of two classes, the label whose probability is the score. A threshold needs it."
+    )
     threshold: float = Field(0.5, ge=0.0, le=1.0, description="Scores at or above it decide for it.")
+    rules: list[RuleSpec] | None = Field(
+        None,
+        min_length=1,
+        description="Instead of a threshold: rules, of which the first that applies decides.",
+    )
+    otherwise: str | None = Field(
+        None, min_length=1, description="With rules: the decision where none applies."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "DecisionSpec":
+        if self.rules is None and self.positive_class is None:
+            raise ValueError("give a positive_class with its threshold, or rules")
+        if self.rules is not None and "threshold" in self.model_fields_set:
+            raise ValueError("give either a threshold or rules")
+        if (self.rules is None) != (self.otherwise is None):
+            raise ValueError("rules need otherwise, the decision where none applies, and only they do")
+        return self
 
 
 class InferenceSpec(_Section):
@@ -532,7 +584,7 @@ class PipelineSpec(_Section):
         None, description="The recipe; without it the contract's columns pass through."
     )
     model: ModelSpec = Field(description="The model that scores.")
-    decision: DecisionSpec | None = Field(None, description="Turns scores into decisions.")
+    decision: DecisionSpec | None = Field(None, description="Turns outputs into decisions.")
     inference: InferenceSpec = Field(default_factory=InferenceSpec, description="How rows are scored.")
     labels: LabelsSpec | None = Field(None, description="Where the truth arrives.")
     drift: DriftSpec = Field(default_factory=DriftSpec, description="How drift is judged.")

@@ -7,6 +7,7 @@ anew. It starts no work.
 
 from collections.abc import Mapping
 
+from batch_platform.core.deciding import rule_version
 from batch_platform.core.featurizing import recipe_of
 from batch_platform.core.outcomes import Outcome
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
@@ -34,7 +35,7 @@ def code_version_of(spec: PipelineSpec, stage: str) -> str:
         return fingerprint({"recipe": recipe, "lookups": lookups})[:12] if lookups else recipe
     if stage == "predictions":
         parts = {"inference": spec.inference.model_dump(), "code": code_version()}
-        return fingerprint({**parts, "decision": spec.decision and spec.decision.model_dump()})[:12]
+        return fingerprint({**parts, "decision": spec.decision and rule_version(spec.decision)})[:12]
     if stage == "drift_report":
         return fingerprint(spec.drift.model_dump())[:12]
     assert spec.labels is not None

@@ -128,7 +128,7 @@ def progress(pipeline: str, text: str) -> None:
 
 def say_threshold(spec: PipelineSpec, threshold: float) -> None:
     """Say which threshold the held-out rows ask for, beside the one that the pipeline file decides by."""
-    if spec.decision is not None:
+    if spec.decision is not None and spec.decision.rules is None:
         progress(
             spec.name,
             f"training: the held-out rows ask for the threshold {threshold}; decision.threshold in the pipeline "

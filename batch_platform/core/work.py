@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_platform.core.data.lake import Commit
+from batch_platform.core.deciding import COLUMN, check_columns, rule_version
 from batch_platform.core.inference.batching import shard_rows
 from batch_platform.core.inference.engine import Engine
 from batch_platform.core.models.registry import RegisteredVersion
@@ -28,6 +29,7 @@ class Work:
     Attributes:
         model: the version that the alias pointed to when the run was asked for.
         signature: the model's, with the pipeline's positive class.
+        decision: the rule; it acts on finished rows, so that another one has nothing scored.
         parameters: all that can change an output besides data, model and code.
         rows: keys of the rows that alone are to be scored, whatever the others were made of; None: those that need it.
         reuses: the commit whose rows are copied where they need no scoring; None where all rows are scored.
@@ -50,7 +52,7 @@ class Work:
     @property
     def identity(self) -> str:
         """Equal for all work that gives a row the same values."""
-        return identity_of(self.features, self.conditions)
+        return identity_of(self.features, self.conditions, self.decision)
 
     @property
     def fingerprint(self) -> str:
@@ -70,11 +72,19 @@ class Work:
     @property
     def schema(self) -> pa.Schema:
         """Columns of the predictions table."""
+        scored = self.scored_schema
+        if self.decision is None:
+            return scored
+        place = 1 + len(self.signature.output_schema())
+        return scored.insert(place, pa.field(COLUMN, pa.string()))
+
+    @property
+    def scored_schema(self) -> pa.Schema:
+        """Columns of the predictions before anything is decided."""
         return pa.schema(
             [
                 ("row_key", pa.string()),
                 *self.signature.output_schema(),
-                *([("decision", pa.string())] if self.decision else []),
                 ("model_version", pa.string()),
                 ("model_digest", pa.string()),
                 ("recipe_version", pa.string()),
@@ -100,7 +110,13 @@ def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
         signature.check_features(schema)
     except SignatureError as error:
         raise SignatureError(f"{slice_.about}, model {model.name} version {model.version}: {error}") from None
-    for path, digest in features.receipt.get("model_files", {}).items():
+    decision = slice_.spec.decision
+    if decision is not None:
+        try:
+            check_columns(decision, signature, schema)
+        except SignatureError as error:
+            raise SignatureError(f"{slice_.about}, {error}") from None
+    for path, digest in (features.receipt.get("model_files") or {}).items():
         if model.files.get(path) != digest:
             raise SignatureError(
                 f"{slice_.about}: its features were made with another {path} than that of model {model.name} version "
@@ -118,7 +134,6 @@ def parameters_of(spec: PipelineSpec, signature: ModelSignature, engine: Engine)
         "backend": engine.predictor.backend,
         "shard_rows": shard_rows(spec.inference.shard_rows, signature),
         "positive_class": signature.positive_class,
-        "decision": None if spec.decision is None else spec.decision.model_dump(),
     }
 
 
@@ -134,9 +149,12 @@ def conditions_of(
     }
 
 
-def identity_of(features: Commit, conditions: Mapping[str, Any]) -> str:
-    """Identity of scoring these features under these conditions."""
-    return fingerprint({"features": features.fingerprint, **conditions})
+def identity_of(features: Commit, conditions: Mapping[str, Any], decision: DecisionSpec | None) -> str:
+    """Identity of scoring these features under these conditions, and deciding by this rule."""
+    parts = {"features": features.fingerprint, **conditions}
+    if decision is not None:
+        parts["decision"] = rule_version(decision)
+    return fingerprint(parts)
 
 
 def signature_for(model: RegisteredVersion, decision: DecisionSpec | None) -> ModelSignature:
@@ -146,11 +164,11 @@ def signature_for(model: RegisteredVersion, decision: DecisionSpec | None) -> Mo
         SignatureError: the decision does not suit the model.
     """
     signature = model.signature
-    if decision is None:
+    if decision is None or decision.positive_class is None:
         return signature
     about = f"model {model.name} version {model.version}"
     if signature.task != "classification" or len(signature.labels) != 2:
-        raise SignatureError(f"{about}: `decision` needs a classifier of two classes; remove it")
+        raise SignatureError(f"{about}: decision.positive_class needs a classifier of two classes; remove it")
     if decision.positive_class not in signature.labels:
         raise SignatureError(
             f"{about}: decision.positive_class {decision.positive_class!r} is none of {list(signature.labels)}"

@@ -40,6 +40,9 @@ attributes:
   model: {name: NAME, alias: champion}     # `batch-platform models register --help`
 
   # decision: {positive_class: churned, threshold: 0.5}
+  # decision:               # or rules, of which the first that applies decides
+  #   rules: [{when: {score: {at_least: 0.8}, plan: {is_in: [pro]}}, decide: call}]
+  #   otherwise: nothing
 
   # inference:
   #   device: auto            # auto | cpu | cuda

@@ -36,10 +36,18 @@ class Stage:
 
 
 def stages_of(spec: PipelineSpec) -> list[Stage]:
-    """The pipeline's stages in the order of their work."""
+    """The pipeline's stages in the order of their work.
+
+    Raises:
+        RecipeError: the recipe cannot be loaded.
+        PipelineFileError: a rule is about a column that there is not.
+    """
+    from batch_platform.core.deciding import check_rules
     from batch_platform.core.featurizing import recipe_of
 
-    features = replace(_FEATURES, upstream=("raw", "model")) if recipe_of(spec).reads else _FEATURES
+    recipe = recipe_of(spec)
+    check_rules(spec, recipe)
+    features = replace(_FEATURES, upstream=("raw", "model")) if recipe.reads else _FEATURES
     known = {stage.name: stage for stage in (_RAW, features, _PREDICTIONS, _DRIFT_REPORT, _PERFORMANCE)}
     return [known[name] for name in stage_names(spec)]
 

@@ -143,7 +143,7 @@ def other_model(bench: Bench) -> None:
 
 
 def other_parameters(bench: Bench) -> None:
-    bench.mini.change(decision={"positive_class": "churned", "threshold": 0.9})
+    bench.mini.change(decision={"positive_class": "stays", "threshold": 0.9})
 
 
 def other_code(bench: Bench) -> None:

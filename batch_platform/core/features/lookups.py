@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from batch_platform.core.data.cells import arrow_type
 from batch_platform.core.data.contract import SHOWN_VALUE, Contract, Rejected, cut
 from batch_platform.core.data.partitions import Partition
+from batch_platform.core.data.row_stream import RowStream
 from batch_platform.core.data.sources import read_files
 from batch_platform.core.data.staging import StagedFile, stage
 from batch_platform.core.data.staging import read_files as read_staged
@@ -100,7 +101,7 @@ def join_lookups(
 
 def beside(batches: Iterable[pa.RecordBatch], joined: Sequence[Joined]) -> Iterator[pa.RecordBatch]:
     """Raw batches with the columns of the lookups beside their own."""
-    streams = [_Stream(each) for each in joined]
+    streams = [RowStream(read_staged(file.path for file in each.files), each.schema) for each in joined]
     for batch in batches:
         arrays, fields = list(batch.columns), list(batch.schema)
         for stream in streams:
@@ -108,25 +109,6 @@ def beside(batches: Iterable[pa.RecordBatch], joined: Sequence[Joined]) -> Itera
             arrays += added.columns
             fields += added.schema
         yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
-
-
-class _Stream:
-    """The rows of a joined lookup, some at a time."""
-
-    def __init__(self, joined: Joined) -> None:
-        self._schema = joined.schema
-        self._batches = read_staged(file.path for file in joined.files)
-        self._held = _nothing(joined.schema)
-
-    def take(self, rows: int) -> pa.RecordBatch:
-        parts = []
-        while rows:
-            if not self._held.num_rows:
-                self._held = next(self._batches)
-            parts.append(self._held.slice(0, rows).cast(self._schema))
-            self._held = self._held.slice(parts[-1].num_rows)
-            rows -= parts[-1].num_rows
-        return pa.concat_batches(parts) if parts else _nothing(self._schema)
 
 
 class _Lookup:
@@ -297,7 +279,3 @@ def _moment(microseconds: int) -> datetime:
         return datetime(1970, 1, 1, tzinfo=UTC) + microseconds * _MICROSECOND
     except OverflowError:
         return _EARLIEST + timedelta(days=1)
-
-
-def _nothing(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array([], kind) for kind in schema.types], schema=schema)

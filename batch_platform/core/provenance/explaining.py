@@ -47,7 +47,8 @@ class Explanation:
         features: what the model saw.
         lookups: what was joined beside the raw row: places and digests; empty where there are none.
         outputs: the model's columns, and `decision`.
-        code_version: of the code that scored it, as `parameters`: device, numeric type, batch plan, decision.
+        code_version: of the code that scored it, as `parameters`: device, numeric type, batch plan.
+        decision: the rule by which the snapshot decided, and its version; None without one.
         run_url: the run's page in Dagster, where an address is configured.
         shard: number of the shard that it was scored in, from 0, among those of `scored_by`.
         attempt: of `scored_by`.
@@ -76,6 +77,7 @@ class Explanation:
     model_version: str | None = None
     model_digest: str | None = None
     parameters: Mapping[str, Any] | None = None
+    decision: Mapping[str, Any] | None = None
     run_id: str | None = None
     run_url: str | None = None
     scored_at: str | None = None
@@ -147,6 +149,7 @@ def _scoring(trail: Trail, prediction: Row, dagster: str | None) -> dict[str, An
         "code_version": scored_by["code_version"],
         "model": scored_by["model"],
         "parameters": scored_by["parameters"],
+        "decision": trail.predictions.get("decision"),
         "run_url": dagster and f"{dagster}/runs/{prediction['run_id']}",
         "shard": shard,
         "attempt": scored_by["attempt"],

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batch_platform.core.data.lake import Lake
+from batch_platform.core.deciding import decide
 from batch_platform.core.features.chunks import piece_number
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.golden import TOLERANCE, agree
@@ -19,7 +20,7 @@ from batch_platform.core.models.source import recorded_version
 from batch_platform.core.provenance.explaining import ORIGIN
 from batch_platform.core.provenance.fingerprint import input_hashes
 from batch_platform.core.provenance.trail import Receipt, Trail, partition_of
-from batch_platform.core.spec import PipelineSpec
+from batch_platform.core.spec import DecisionSpec, PipelineSpec
 from batch_platform.errors import InferenceError, ModelError, RowNotFoundError, StorageError
 from batch_platform.settings import Settings
 
@@ -99,7 +100,7 @@ class Replayer:
         features = trail.row(trail.features, row_key)
         if features is None:
             raise StorageError(f"{trail.about}: the features of the row {row_key!r} are not there any more")
-        again = self._score(engine, features, scored_by)
+        again = self._score(engine, features, trail)
         again["input_hash"] = _input_hash(engine, features)
         names = [name for name in recorded if name not in ORIGIN or name == "input_hash"]
         return Replay(
@@ -120,17 +121,18 @@ class Replayer:
             recorded_device=scored_by["parameters"]["device"],
         )
 
-    def _score(self, engine: "Engine", features: pa.Table, scored_by: Receipt) -> dict[str, Any]:
-        from batch_platform.core.scoring import decide
-
+    def _score(self, engine: "Engine", features: pa.Table, trail: Trail) -> dict[str, Any]:
         result = engine.score(features)
         if result.failures:
             failure = result.failures[0]
             return {"row_key": failure.row_key, "failure": f"{failure.error_type}: {failure.message}"}
         outputs = result.outputs
-        decision = _decision(scored_by)
+        # The rule of the commit that stands: a reused row is decided about anew.
+        decision = _decision(trail.predictions)
         if decision is not None:
-            decided = decide(outputs["score"], engine.predictor.signature, decision)
+            columns = {name: features[name].combine_chunks() for name in features.column_names}
+            columns |= {name: outputs[name].combine_chunks() for name in outputs.column_names}
+            decided = decide(decision, engine.predictor.signature, columns)
             outputs = outputs.append_column("decision", decided)
         return outputs.to_pylist()[0]
 
@@ -176,13 +178,13 @@ class Replayer:
 def _load(model: "RegisteredVersion", scored_by: Receipt, spec: PipelineSpec) -> "Engine":
     """The model as it was loaded then; on this machine's device where the recorded one is not there."""
     from batch_platform.core.inference.engine import Engine
-    from batch_platform.core.work import signature_for
 
     recorded = scored_by["parameters"]
     asked = {name: recorded[name] for name in ("device", "dtype", "batch_rows")}
     # For text models; `auto` means the same where there are no tokens.
     asked["batch_tokens"] = recorded["batch_tokens"] or "auto"
-    signature = signature_for(model, _decision(scored_by))
+    positive = recorded["positive_class"]
+    signature = model.signature if positive is None else model.signature.with_positive_class(positive)
     try:
         return Engine.load(model, signature, spec.inference.model_copy(update=asked))
     except InferenceError:
@@ -193,11 +195,13 @@ def _load(model: "RegisteredVersion", scored_by: Receipt, spec: PipelineSpec) ->
         )
 
 
-def _decision(scored_by: Receipt) -> Any:
-    from batch_platform.core.spec import DecisionSpec
-
-    recorded = scored_by["parameters"]["decision"]
-    return None if recorded is None else DecisionSpec.model_validate(recorded)
+def _decision(receipt: Receipt | None) -> DecisionSpec | None:
+    assert receipt is not None  # it has the row
+    # Releases that scored anew for another rule had it among the parameters.
+    recorded = receipt["decision"] if "decision" in receipt else receipt["parameters"]["decision"]
+    if recorded is None:
+        return None
+    return DecisionSpec.model_validate({name: value for name, value in recorded.items() if name != "version"})
 
 
 def _input_hash(engine: "Engine", features: pa.Table) -> str:
