@@ -21,7 +21,7 @@ from batch_platform.core.slice import Slice, StageResult
 from batch_platform.errors import SettingsError
 
 _SETTINGS = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG")
-_PRODUCER = f"https://pypi.org/project/batch_platform/{version('batch_platform')}"
+_PRODUCER = f"urn:batch-platform:{version('batch_platform')}"  # a URI, as the standard wants
 _NAMESPACE = uuid.UUID("5b0e53ae-4a5e-5f0c-9d8b-6f1f6a0f2d11")
 
 
