@@ -137,6 +137,35 @@ def test_one_poison_row_among_ten_thousand_fails_alone(case):
     assert 0 < result.stats.bisections <= np.ceil(np.log2(largest))
 
 
+def test_one_poison_text_among_a_hundred_thousand_costs_less_than_a_fiftieth():
+    """In tokens given to the model: no clock is asked."""
+    texts = ["x" * (n % 200 + 1) for n in range(100_000)]
+    poison = "y" * 77
+    texts[70_000] = poison
+    predictor = FakePredictor(fails=[poison])
+    given, real = [], predictor.forward
+
+    def forward(prepared, rows):
+        given.append(int(prepared.costs[rows].max()) * len(rows))
+        return real(prepared, rows)
+
+    predictor.forward = forward
+    engine = Engine(predictor, BatchPlan("cpu", "float32", batch_tokens=1024, batch_rows=4096))
+    parts = [shard(texts[first : first + 8192], first) for first in range(0, len(texts), 8192)]
+    results = list(engine.score_stream(iter(parts)))
+    assert [failed for result in results for failed in _failed(result)] == [("k70000", "ValueError")]
+    undisturbed = sum(result.stats.padded_tokens for result in results)
+    assert sum(given) < 1.02 * undisturbed
+
+
+def test_memory_that_is_too_small_for_any_row_ends_with_every_row_named():
+    predictor = FakePredictor(memory=0)
+    result = Engine(predictor, PLAN).score(shard(TEXTS))
+    assert {error_type for _, error_type in _failed(result)} == {"OutOfMemory"}
+    assert len(result.failures) == len(TEXTS)
+    assert len(predictor.tried) < 2 * len(TEXTS)
+
+
 def test_poison_rows_at_the_edges_and_side_by_side(case):
     poison = [0, 1, 4_095, 4_096, 7_777, ROWS - 1]
     result = case.run(lambda rows: ValueError("poison") if set(poison) & set(rows.tolist()) else None)
