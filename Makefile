@@ -46,6 +46,7 @@ format: $(VENV)/ready  ## format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
+# Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process would compile all that it imports.
 $(VENV)/ready: requirements.lock pyproject.toml setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' is not installed: install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: '$(PYTHON)' is older than Python 3.11: name a newer one: make PYTHON=python3.12" >&2; exit 1; }
@@ -54,7 +55,7 @@ $(VENV)/ready: requirements.lock pyproject.toml setup.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv==$(UV_VERSION)" || { echo "make: the Python package index cannot be reached: check the network, or pip's configuration" >&2; exit 1; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(MAKE) -s torch-$(if $(filter cpu,$(TORCH)),cpu,cuda)
-	@$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock || { echo "make: installing requirements.lock failed (see above); run the same command again to go on" >&2; exit 1; }
+	@$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r requirements.lock || { echo "make: installing requirements.lock failed (see above); run the same command again to go on" >&2; exit 1; }
 	@$(BIN)/uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@touch $@
 
