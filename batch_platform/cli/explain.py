@@ -69,6 +69,7 @@ def _explained(pipeline: str, found: Explanation) -> str:
             f"  code          {found.code_version}",
             f"  input hash    {found.input_hash}",
             f"  parameters    {_short(found.parameters)}",
+            *([f"  decision      {_short(found.decision)}"] if found.decision else []),
             f"  scored        {found.scored_at}, run {found.run_id}, shard {found.shard}, attempt {found.attempt}",
             *([f"  run page      {found.run_url}"] if found.run_url else []),
             f"  approved      {_short(found.scored_by.get('approved_by'))}, alias {found.scored_by.get('model_alias')}",

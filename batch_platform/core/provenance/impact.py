@@ -124,12 +124,22 @@ def pipelines_under(settings: Settings) -> list[str]:
 
 def _partitions(lake: Lake, question: Question) -> "Iterator[_Partition]":
     """The partitions in range, counted, by key; several are read at a time."""
+    known = _heads(lake) if question.by == "source_file" else {}
     with ThreadPoolExecutor(_READERS) as readers:
         for counting in [
-            readers.submit(_Partition(lake, question, receipts).count)
+            readers.submit(_Partition(lake, question, receipts, known).count)
             for receipts in _commits(lake, question)
         ]:
             yield counting.result()
+
+
+def _heads(lake: Lake) -> dict[tuple[str, str], Receipt]:
+    """What stands of features and raw rows, by table and partition: read at once, with one look at each log."""
+    return {
+        (table, slot.partition_key): head.receipt
+        for table in ("features", "raw")
+        for slot, head in lake.heads(table)
+    }
 
 
 def _commits(lake: Lake, question: Question) -> list[list[Receipt]]:
@@ -152,8 +162,15 @@ class _Partition:
         notes: what could not be counted because it was removed since.
     """
 
-    def __init__(self, lake: Lake, question: Question, receipts: list[Receipt]) -> None:
+    def __init__(
+        self,
+        lake: Lake,
+        question: Question,
+        receipts: list[Receipt],
+        known: Mapping[tuple[str, str], Receipt] | None = None,
+    ) -> None:
         self._lake, self._question, self._receipts = lake, question, receipts
+        self._known = known or {}
         self._raws: dict[int, Receipt | None] = {}
         self.rows = 0
         self.notes: list[str] = []
@@ -241,8 +258,18 @@ class _Partition:
         """The raw rows that a commit was made of."""
         attempt = receipt["attempt"]
         if attempt not in self._raws:
-            self._raws[attempt] = Trail(self._lake, receipt["partition_key"], receipt).raw
+            self._raws[attempt] = (
+                self._known_raw(receipt) or Trail(self._lake, self.partition_key, receipt).raw
+            )
         return self._raws[attempt]
+
+    def _known_raw(self, receipt: Receipt) -> Receipt | None:
+        """The raw rows that stand, where a commit was made of these: most were."""
+        features = self._known.get(("features", self.partition_key))
+        raw = self._known.get(("raw", self.partition_key))
+        if features is None or features["fingerprint"] != receipt["features_fingerprint"]:
+            return None
+        return raw if raw is not None and raw["fingerprint"] == features["raw_fingerprint"] else None
 
     def _is_only_file(self, receipt: Receipt) -> bool:
         raw = self._raw(receipt)
