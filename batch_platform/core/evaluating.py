@@ -4,28 +4,51 @@ Labels come late: the stage is run again and judges with what is there. It holds
 partition, no features.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.partitions import Partition
-from batch_platform.core.data.sources import read_files
+from batch_platform.core.data.sources import find_files, read_files
 from batch_platform.core.gate import CheckResult
+from batch_platform.core.layout import Layout
 from batch_platform.core.models.signature import ModelSignature
+from batch_platform.core.monitoring import performance_words
+from batch_platform.core.monitoring.calibration import BLIND_SPOT, Counts, estimate_binary
 from batch_platform.core.monitoring.performance import Performance, classification, regression
-from batch_platform.core.provenance.fingerprint import fingerprint
+from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.provenance.receipts import inherited, read_from
 from batch_platform.core.slice import Slice, StageResult, commit_small
-from batch_platform.core.spec import LabelsSpec
-from batch_platform.errors import SignatureError, SourceMissingError
+from batch_platform.core.spec import LabelsSpec, PipelineSpec
+from batch_platform.errors import MonitoringError, SignatureError, SourceMissingError
+from batch_platform.settings import Settings
 
 # Fewer labelled rows than this say little about a model.
 _ENOUGH_ROWS = 30
+_MOST_SEGMENTS = 12
+_CALIBRATING_PARTITIONS = 28
+_GRACE_DAYS = 7
+_MOST_LOOKED_AT = 400
+_ERRORS = frozenset({"log_loss", "brier", "mae", "rmse"})
+_TWO_LABELS = frozenset({"accuracy", "auc", "precision", "recall", "f1", "log_loss", "brier"})
+_MANY_LABELS = frozenset({"accuracy", "reciprocal_rank", "top_3_accuracy", "log_loss", "brier"})
+_REGRESSION = frozenset({"mae", "rmse", "r2"})
+_METRICS = pa.schema(
+    [
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("segment", pa.string()),
+        ("segment_value", pa.string()),
+    ]
+)
 _LABELS = pa.schema([("row_key", pa.string()), ("label", pa.string())])
 
 
@@ -35,7 +58,9 @@ def evaluate_partition(slice_: Slice) -> StageResult:
     Raises:
         UpstreamMissingError: the partition has not been scored.
         SourceError: labels are there and cannot be read.
-        SignatureError: the model makes embeddings or texts, which no label can be held against.
+        SignatureError: the model makes embeddings or texts, which no label can be held against, or has no metric
+            that `labels.floors` names.
+        MonitoringError: `labels.segments` names what is no feature.
         StorageError: the lake cannot be written.
     """
     labels_spec = slice_.spec.labels
@@ -47,18 +72,35 @@ def evaluate_partition(slice_: Slice) -> StageResult:
             f"{slice_.about}: labels cannot be compared with the outputs of a model for {signature.task}; remove `labels` "
             "from the pipeline file"
         )
+    _check_floors(slice_, labels_spec, signature)
+    # Before they are read: a file that changes meanwhile is seen as changed afterwards.
+    stamp = labels_stamp(labels_spec, slice_.key, slice_.base)
     labels = _labels(slice_, labels_spec)
-    identity = fingerprint({"predictions": predictions.fingerprint, "labels": sorted(labels.items())})
+    judged = {"floors": labels_spec.floors, "segments": labels_spec.segments}
+    identity = fingerprint(
+        {
+            "predictions": predictions.fingerprint,
+            "labels": sorted(labels.items()),
+            "judged": judged,
+            "code": code_version("monitoring/performance.py", "monitoring/calibration.py", "evaluating.py"),
+        }
+    )
     what = {**inherited(predictions.receipt), **read_from("predictions", predictions.receipt)}
     _commit_labels(slice_, labels, identity, what)
-    measured = _measure(signature, *_join(slice_, signature, labels))
+    joined = _join(slice_, signature, labels)
+    measured = _measure(signature, joined)
     performance = measured.performance
-    rows = pa.RecordBatch.from_pylist(
-        [{"metric": name, "value": value} for name, value in performance.metrics.items()],
-        pa.schema([("metric", pa.string()), ("value", pa.float64())]),
+    segments = _segments(slice_, labels_spec, signature, joined)
+    expected = predictions.rows
+    estimated = {} if performance.rows >= expected else _estimate(slice_, signature)
+    _commit_metrics(
+        slice_,
+        performance,
+        estimated,
+        segments,
+        identity,
+        {**what, "rows_in": len(labels), "labels_files": stamp},
     )
-    commit_small(slice_, "performance", rows, identity, **what, rows_in=len(labels))
-    expected = sum(file["rows"] for file in predictions.receipt["files"])
     return StageResult(
         table="performance",
         rows=performance.rows,
@@ -71,10 +113,34 @@ def evaluate_partition(slice_: Slice) -> StageResult:
             "labels_without_prediction": len(labels) - performance.rows - measured.unknown,
             "labels_unknown_to_the_model": measured.unknown,
             **performance.metrics,
+            **estimated,
+            **({"estimate": BLIND_SPOT} if estimated else {}),
         },
-        markdown=_markdown(performance, expected),
+        markdown=performance_words.markdown(performance, expected, estimated, segments),
         trend=slice_.layout.trend,
     )
+
+
+def _commit_metrics(
+    slice_: Slice,
+    performance: Performance,
+    estimated: Mapping[str, float | None],
+    segments: Mapping[tuple[str, str], Performance],
+    identity: str,
+    what: Mapping[str, Any],
+) -> None:
+    whole = {**performance.metrics, **estimated}
+    rows: list[tuple] = [(name, value, None, None) for name, value in whole.items()]
+    rows += [
+        (name, value, column, segment)
+        for (column, segment), found in segments.items()
+        for name, value in {**found.metrics, "rows": float(found.rows)}.items()
+    ]
+    columns = list(zip(*rows, strict=True)) or [()] * len(_METRICS)
+    arrays = [pa.array(values, kind.type) for values, kind in zip(columns, _METRICS, strict=True)]
+    counts = None if performance.counts is None else asdict(performance.counts)
+    batch = pa.RecordBatch.from_arrays(arrays, schema=_METRICS)
+    commit_small(slice_, "performance", batch, identity, calibration=counts, **what)
 
 
 # -- labels -----------------------------------------------------------------------------------------------
@@ -102,6 +168,42 @@ def _labels(slice_: Slice, spec: LabelsSpec) -> dict[str, str]:
     return found
 
 
+def labels_stamp(spec: LabelsSpec, partition_key: str, base: Path) -> str:
+    """What stands for the label files of a partition as they are now: names, sizes and times; empty for none."""
+    try:
+        found = find_files(spec.uri.replace("{partition}", partition_key), spec.format, base)
+        stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+    except (SourceMissingError, FileNotFoundError):
+        return ""
+    return fingerprint({"files": stats})
+
+
+def with_new_labels(
+    spec: PipelineSpec, settings: Settings, base: Path, now: datetime
+) -> list[tuple[str, str]]:
+    """Measured partitions whose label files are others now, with the files' stamp, oldest first.
+
+    Args:
+        now: aware; partitions that ended more than the labels' horizon and a week before are left alone.
+    """
+    labels = spec.labels
+    if labels is None:
+        return []
+    calendar, lake = spec.partitions.calendar(), Lake(Layout.of(settings, spec.name))
+    oldest = now - timedelta(days=labels.horizon_days + _GRACE_DAYS)
+    stamps: dict[str, str] = {}
+    found = []
+    for partition in calendar.newest(now, _MOST_LOOKED_AT):
+        measured = lake.head(Slot("performance", partition.key)) if partition.end >= oldest else None
+        if measured is not None:
+            uri = labels.uri.replace("{partition}", partition.key)
+            if uri not in stamps:
+                stamps[uri] = labels_stamp(labels, partition.key, base)
+            if stamps[uri] not in ("", measured.receipt.get("labels_files")):
+                found.append((partition.key, stamps[uri]))
+    return found
+
+
 def _names(value: str | None, partition: Partition) -> bool:
     """Whether a partition column's text names the partition: its key, or the time at which it starts."""
     if value is None:
@@ -119,6 +221,19 @@ def _commit_labels(slice_: Slice, labels: dict[str, str], identity: str, what: M
 
 
 @dataclass(frozen=True)
+class _Joined:
+    """Outputs and labels of the labelled rows: (rows, labels or 1) float64, and (rows,) texts each."""
+
+    outputs: NDArray[np.float64]
+    truth: list[str]
+    keys: list[str]
+
+    def take(self, rows: Sequence[int]) -> "_Joined":
+        picked = ([values[row] for row in rows] for values in (self.truth, self.keys))
+        return _Joined(self.outputs[list(rows)], *picked)
+
+
+@dataclass(frozen=True)
 class _Measured:
     """Performance on the usable labels; `unknown` labels are none of the model's, or no numbers."""
 
@@ -126,32 +241,112 @@ class _Measured:
     unknown: int
 
 
-def _join(
-    slice_: Slice, signature: ModelSignature, labels: dict[str, str]
-) -> tuple[NDArray[np.float64], list[str]]:
-    """Outputs and labels of the labelled rows: (rows, labels or 1) float64, and (rows,) texts."""
-    is_classifier = signature.task == "classification"
-    column, width = ("scores", len(signature.labels)) if is_classifier else ("prediction", 1)
-    outputs, truth = [np.empty((0, width))], list[str]()
-    for batch in slice_.lake.batches("predictions", slice_.key, ["row_key", column]):
+def _join(slice_: Slice, signature: ModelSignature, labels: dict[str, str]) -> _Joined:
+    outputs, truth, keys = [_no_outputs(signature)], list[str](), list[str]()
+    for batch, values in _outputs(slice_, signature):
         known = [labels.get(key) for key in batch["row_key"].to_pylist()]
-        rows = pa.array([row for row, label in enumerate(known) if label is not None], pa.int64())
-        values = batch[column].take(rows)
-        flat = values.flatten() if is_classifier else values
-        outputs.append(flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width))
+        rows = [row for row, label in enumerate(known) if label is not None]
+        outputs.append(values[rows])
         truth += [label for label in known if label is not None]
-    return np.concatenate(outputs), truth
+        keys += batch["row_key"].take(pa.array(rows, pa.int64())).to_pylist()
+    return _Joined(np.concatenate(outputs), truth, keys)
 
 
-def _measure(signature: ModelSignature, outputs: NDArray[np.float64], truth: list[str]) -> _Measured:
+def _outputs(
+    slice_: Slice, signature: ModelSignature
+) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float64]]]:
+    """The predictions in batches, and their outputs as (rows, labels or 1) float64."""
+    is_classifier = signature.task == "classification"
+    column, width = "scores" if is_classifier else "prediction", _no_outputs(signature).shape[1]
+    for batch in slice_.lake.batches("predictions", slice_.key, ["row_key", column]):
+        flat = batch[column].flatten() if is_classifier else batch[column]
+        yield batch, flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width)
+
+
+def _no_outputs(signature: ModelSignature) -> NDArray[np.float64]:
+    return np.empty((0, len(signature.labels) if signature.task == "classification" else 1))
+
+
+def _measure(signature: ModelSignature, joined: _Joined) -> _Measured:
     if signature.task == "classification":
-        usable = [row for row, label in enumerate(truth) if label in signature.labels]
-        kept = [truth[row] for row in usable]
-        found = classification(outputs[usable], kept, signature.labels, signature.positive_class)
-        return _Measured(found, len(truth) - len(usable))
-    numbers = np.array([_number(label) for label in truth], np.float64)
+        usable = joined.take([row for row, label in enumerate(joined.truth) if label in signature.labels])
+        found = classification(usable.outputs, usable.truth, signature.labels, signature.positive_class)
+        return _Measured(found, len(joined.truth) - len(usable.truth))
+    numbers = np.array([_number(label) for label in joined.truth], np.float64)
     finite = np.isfinite(numbers)
-    return _Measured(regression(outputs[finite, 0], numbers[finite]), int((~finite).sum()))
+    return _Measured(regression(joined.outputs[finite, 0], numbers[finite]), int((~finite).sum()))
+
+
+def _segments(
+    slice_: Slice, spec: LabelsSpec, signature: ModelSignature, joined: _Joined
+) -> dict[tuple[str, str], Performance]:
+    """Performance by (column, value) for the most frequent values of the segmenting columns."""
+    if not spec.segments or not joined.keys:
+        return {}
+    values = _segment_values(slice_, spec.segments, joined.keys)
+    found: dict[tuple[str, str], Performance] = {}
+    for column, known in values.items():
+        for segment, count in Counter(known).most_common(_MOST_SEGMENTS):
+            if count >= _ENOUGH_ROWS:
+                rows = [row for row, value in enumerate(known) if value == segment]
+                found[column, segment] = _measure(signature, joined.take(rows)).performance
+    return found
+
+
+def _segment_values(slice_: Slice, columns: list[str], keys: list[str]) -> dict[str, list[str]]:
+    """The labelled rows' values of features, as texts, in the order of the keys.
+
+    Raises:
+        MonitoringError: a column is no feature, or is sensitive.
+    """
+    schema = slice_.lake.schema("features")
+    names = set() if schema is None else set(schema.names) - slice_.spec.sensitive_columns
+    if unknown := sorted(set(columns) - names):
+        raise MonitoringError(
+            f"{slice_.about}: labels.segments names {', '.join(unknown)}; features that are not sensitive: "
+            f"{', '.join(sorted(names - {'row_key'}))}"
+        )
+    place = {key: row for row, key in enumerate(keys)}
+    found = {column: ["(no value)"] * len(keys) for column in columns}
+    for batch in slice_.lake.batches("features", slice_.key, ["row_key", *columns]):
+        rows = [place.get(key) for key in batch["row_key"].to_pylist()]
+        for column in columns:
+            for row, value in zip(rows, batch[column].to_pylist(), strict=True):
+                if row is not None and value is not None:
+                    found[column][row] = str(value)
+    return found
+
+
+# -- without labels ---------------------------------------------------------------------------------------
+
+
+def _estimate(slice_: Slice, signature: ModelSignature) -> dict[str, float | None]:
+    """What the scores of all rows promise; corrected by how they kept their word on labelled partitions before."""
+    if signature.task != "classification" or not slice_.committed("predictions").rows:
+        return {}
+    outputs = np.concatenate([values for _, values in _outputs(slice_, signature)])
+    if len(signature.labels) != 2:
+        return {"estimated_accuracy": float(outputs.max(axis=1).mean())}
+    positive = signature.positive_class or signature.labels[1]
+    column = signature.labels.index(positive)
+    counts = _counts_before(slice_)
+    found = estimate_binary(counts.corrected(outputs[:, column]), outputs.argmax(axis=1) == column)
+    return found | {"estimate_calibrated_on": float(sum(counts.rows))}
+
+
+def _counts_before(slice_: Slice) -> Counts:
+    """The calibration of the newest labelled partitions before this one that were scored by the same model."""
+    model = slice_.committed("predictions").receipt.get("model_digest")
+    found: list[Counts] = []
+    for key in sorted(slice_.lake.partition_rows("labels"), reverse=True):
+        if key < slice_.key and len(found) < _CALIBRATING_PARTITIONS:
+            scored = slice_.lake.head(Slot("predictions", key))
+            measured = slice_.lake.head(Slot("performance", key))
+            if scored is None or measured is None or scored.receipt.get("model_digest") != model:
+                continue
+            if counts := measured.receipt.get("calibration"):
+                found.append(Counts(tuple(counts["rows"]), tuple(counts["positives"])))
+    return Counts.together(found)
 
 
 def _number(text: str) -> float:
@@ -176,9 +371,41 @@ def _judge(slice_: Slice, spec: LabelsSpec, measured: _Measured, expected: int) 
         overdue = expected > 0 and datetime.now(UTC) >= due
         words = f"no labels yet; they are due by {due:%Y-%m-%d}" if expected else "no predictions to judge"
         return CheckResult("performance", not overdue, words, values, severity="warn")
-    useless = _useless(performance)
+    bad = _useless(performance) or _below_floor(performance, spec)
     words = f"{performance.rows} of {expected} predictions labelled"
-    return CheckResult("performance", useless is None, useless or words, values)
+    return CheckResult("performance", bad is None, bad or words, values)
+
+
+def _check_floors(slice_: Slice, spec: LabelsSpec, signature: ModelSignature) -> None:
+    """Refuse a floor under what the model's task does not have.
+
+    Raises:
+        SignatureError: names it.
+    """
+    many = len(signature.labels) != 2
+    having = _REGRESSION if signature.task == "regression" else _MANY_LABELS if many else _TWO_LABELS
+    if wrong := [name for name in spec.floors if name not in having]:
+        raise SignatureError(
+            f"{slice_.about}: labels.floors names {', '.join(wrong)}, which this model's outputs do not give; use "
+            f"{', '.join(sorted(having))}"
+        )
+
+
+def _below_floor(performance: Performance, spec: LabelsSpec) -> str | None:
+    """Say which floors are broken beyond what noise explains; None for none, or too few rows to say."""
+    broken = []
+    for name, floor in spec.floors.items():
+        is_error = name in _ERRORS
+        value = performance.metrics.get(name)
+        best = performance.metrics.get(f"{name}_{'low' if is_error else 'high'}")
+        if value is None or best is None or performance.rows < _ENOUGH_ROWS:
+            continue
+        if best > floor if is_error else best < floor:
+            side = "above" if is_error else "below"
+            broken.append(
+                f"{name} is {value:.3f}, {side} the floor of {floor:g} with confidence (at best {best:.3f})"
+            )
+    return "; ".join(broken) or None
 
 
 def _useless(performance: Performance) -> str | None:
@@ -193,17 +420,3 @@ def _useless(performance: Performance) -> str | None:
     if r2_high is not None and r2_high < 0:
         return f"R2 is below 0 with confidence (at most {r2_high:.3f}): the mean of the labels would predict better"
     return None
-
-
-def _markdown(performance: Performance, expected: int) -> str:
-    lines = [
-        f"{performance.rows} of {expected} predictions have labels.",
-        "",
-        "| metric | value |",
-        "|---|---|",
-    ]
-    lines += [
-        f"| {name} | {'' if value is None else f'{value:.4f}'} |"
-        for name, value in performance.metrics.items()
-    ]
-    return "\n".join([*lines, "", *performance.notes])

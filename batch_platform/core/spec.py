@@ -469,6 +469,22 @@ class InferenceSpec(_Section):
     )
 
 
+Metric = Literal[
+    "accuracy",
+    "auc",
+    "precision",
+    "recall",
+    "f1",
+    "reciprocal_rank",
+    "top_3_accuracy",
+    "r2",
+    "log_loss",
+    "brier",
+    "mae",
+    "rmse",
+]
+
+
 class LabelsSpec(_Section):
     """Where the truth arrives."""
 
@@ -480,6 +496,15 @@ class LabelsSpec(_Section):
     )
     column: str = Field(description="Column that holds the true label or value.")
     horizon_days: int = Field(0, ge=0, description="Days after a partition's end until labels are complete.")
+    floors: dict[Metric, float] = Field(
+        default_factory=dict,
+        description="The worst that is accepted, e.g. {auc: 0.7}; of log_loss, brier, mae and rmse the highest. The "
+        "check fails where the whole 95 % interval is worse.",
+    )
+    segments: list[str] = Field(
+        default_factory=list,
+        description="Feature columns by whose values performance is told apart: the twelve most frequent of each.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "LabelsSpec":

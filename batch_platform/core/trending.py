@@ -19,7 +19,17 @@ from batch_platform.core.monitoring.trend import MAX_PARTITIONS, Series, Trend, 
 from batch_platform.core.reviewing import GROUPS
 
 # Realised metrics that are drawn, where a pipeline has them.
-_DRAWN = ("auc", "accuracy", "f1", "calibration_error", "r2", "mae", "rmse")
+_DRAWN = (
+    "auc",
+    "accuracy",
+    "f1",
+    "calibration_error",
+    "r2",
+    "mae",
+    "rmse",
+    "estimated_auc",
+    "estimated_accuracy",
+)
 _READERS = 8
 
 Rows = Mapping[str, list[dict[str, Any]]]

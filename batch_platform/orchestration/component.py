@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from batch_platform.core.spec import PipelineSpec, named
 from batch_platform.orchestration.assets import pipeline_assets
 from batch_platform.orchestration.automation import pipeline_job, pipeline_schedule
+from batch_platform.orchestration.late_labels import late_labels_sensor
 from batch_platform.orchestration.maintenance import maintenance_job, maintenance_schedule
 from batch_platform.orchestration.model_assets import model_asset, model_sensor, training_asset
 from batch_platform.orchestration.reviews import review_job, review_sensor, training_job
@@ -69,7 +70,7 @@ class BatchInferencePipeline(PipelineSpec, dg.Component):
         train = training_job(spec) if training.is_file() else None
         asked_for = [maintenance, review_job(spec, is_trained=train is not None)]
         schedules = [*pipeline_schedule(spec, job), maintenance_schedule(spec, maintenance)]
-        sensors = [review_sensor(spec, job, train), *model_sensor(spec)]
+        sensors = [review_sensor(spec, job, train), *late_labels_sensor(spec, job), *model_sensor(spec)]
         return dg.Definitions(
             assets=assets,
             jobs=[job, *asked_for, *([train] if train else [])],

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from batch_platform.core import evaluating
-from batch_platform.core.evaluating import evaluate_partition
+from batch_platform.core.evaluating import evaluate_partition, with_new_labels
 from batch_platform.core.models.signature import InputColumn, ModelSignature
 from batch_platform.core.slice import Slice, StageResult
-from batch_platform.errors import SignatureError, SourceError
+from batch_platform.errors import MonitoringError, SignatureError, SourceError
 from batch_platform_tests.core.committed import commit, slice_of
 
 DAY = "2026-01-05"
@@ -222,3 +222,89 @@ def test_labels_that_cannot_be_read_are_an_error_and_not_absent(tmp_path: Path) 
     write(tmp_path, [("k0", "yes")], columns=("id", "wrong"))
     with pytest.raises(SourceError, match="truth"):
         evaluate_partition(slice_)
+
+
+# -- floors, segments, estimates, late labels -------------------------------------------------------------
+
+
+def test_a_floor_fails_the_check_where_the_whole_interval_is_worse(tmp_path: Path) -> None:
+    write(tmp_path, good_labels())
+    for floors, passes in (({"auc": 0.5}, True), ({"auc": 0.999}, False), ({"log_loss": 5}, True)):
+        slice_ = partition(tmp_path, labels={**LABELS, "floors": floors})
+        passed, severity, words = only_check(evaluate_partition(slice_))
+        assert (passed, severity) == (passes, "error")
+        assert ("below the floor of 0.999 with confidence" in words) is not passes
+    slice_ = partition(tmp_path, labels={**LABELS, "floors": {"log_loss": 0.01}})
+    assert "above the floor of 0.01" in only_check(evaluate_partition(slice_))[2]
+
+
+def test_a_floor_is_not_broken_by_noise_or_by_few_rows(tmp_path: Path) -> None:
+    slice_ = partition(tmp_path, labels={**LABELS, "floors": {"accuracy": 0.999}})
+    write(tmp_path, good_labels(20))
+    assert only_check(evaluate_partition(slice_))[0]
+    write(tmp_path, good_labels())
+    value = evaluate_partition(slice_).metadata["accuracy"]
+    slice_ = partition(tmp_path, labels={**LABELS, "floors": {"accuracy": value + 0.02}})
+    assert only_check(evaluate_partition(slice_))[0]
+
+
+def test_a_floor_that_the_model_cannot_have_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, good_labels())
+    slice_ = partition(tmp_path, "regression", labels={**LABELS, "floors": {"auc": 0.7}})
+    with pytest.raises(SignatureError, match=r"labels\.floors names auc, .* use mae, r2, rmse"):
+        evaluate_partition(slice_)
+
+
+def test_performance_by_segment(tmp_path: Path) -> None:
+    labels = {**LABELS, "segments": ["plan"]}
+    slice_ = partition(tmp_path, labels=labels)
+    plan = ["b|asic" if row < 30 else "pro" for row in range(ROWS - 1)] + [None]
+    keys = [f"k{row}" for row in range(ROWS)]
+    commit(slice_, "features", pa.table({"row_key": keys, "plan": pa.array(plan, pa.string())}))
+    write(tmp_path, good_labels())
+    result = evaluate_partition(slice_)
+    assert "| plan = b\\|asic | 30 |" in result.markdown
+    frame = table(tmp_path, "performance")
+    whole = frame.filter(pl.col("segment").is_null())
+    basic = frame.filter(pl.col("segment_value") == "b|asic")
+    assert dict(zip(basic["metric"], basic["value"], strict=True))["rows"] == 30
+    assert set(frame["segment_value"].drop_nulls()) == {"b|asic"}  # of the others there are fewer than thirty
+    assert whole.filter(pl.col("metric") == "accuracy").height == 1
+    with pytest.raises(
+        MonitoringError, match=r"labels\.segments names paln; features that are not sensitive: plan"
+    ):
+        evaluate_partition(partition(tmp_path, labels={**LABELS, "segments": ["paln"]}))
+
+
+def test_without_labels_performance_is_estimated_and_the_blind_spot_is_told(tmp_path: Path) -> None:
+    result = evaluate_partition(partition(tmp_path))
+    assert 0.6 < result.metadata["estimated_auc"] < 1
+    assert result.metadata["estimate_calibrated_on"] == 0
+    assert "cannot see a change of what the labels mean" in result.metadata["estimate"]
+    assert "never an all-clear" in result.markdown
+    # A day before, all rows above the middle were negative: scores no longer promise so much.
+    before = partition(tmp_path, key="2026-01-04")
+    write(tmp_path, [(f"k{row}", "no") for row in range(ROWS)], "2026-01-04")
+    evaluate_partition(before)
+    corrected = evaluate_partition(partition(tmp_path)).metadata
+    assert corrected["estimate_calibrated_on"] == ROWS
+    assert corrected["estimated_positive_rate"] < result.metadata["estimated_positive_rate"]
+    write(tmp_path, good_labels())
+    assert "estimated_auc" not in evaluate_partition(partition(tmp_path)).metadata
+
+
+def test_partitions_whose_label_files_changed_are_found(tmp_path: Path) -> None:
+    slice_ = partition(tmp_path)
+    moment = datetime(2026, 1, 20, tzinfo=UTC)
+
+    def changed(at: datetime = moment) -> list[str]:
+        return [key for key, _ in with_new_labels(slice_.spec, slice_.settings, tmp_path, at)]
+
+    assert changed() == []  # never measured
+    evaluate_partition(slice_)
+    assert changed() == []
+    write(tmp_path, good_labels(20))
+    assert changed() == [DAY]
+    assert changed(datetime(2026, 2, 13, tzinfo=UTC)) == []  # horizon and a week are over
+    evaluate_partition(slice_)
+    assert changed() == []

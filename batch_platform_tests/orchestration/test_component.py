@@ -113,7 +113,8 @@ def test_assets_checks_job_and_schedule(sandbox: DefsFolderSandbox) -> None:
     assert schedules.pop("shop_schedule") == "0 3 * * *"
     assert list(schedules) == ["shop_maintenance_schedule"]
     assert {job.name for job in defs.jobs} == {"shop", "shop_maintenance", "shop_drift_review"}
-    assert [sensor.name for sensor in defs.sensors] == ["shop_reviews", "shop_model_sensor"]
+    names = [sensor.name for sensor in defs.sensors]
+    assert names == ["shop_reviews", "shop_late_labels", "shop_model_sensor"]
 
 
 def with_field(path: str, value: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from batch_platform.core.monitoring.calibration import Counts, Group, calibration_error, groups
+
 _Z = 1.959964  # 97.5 % point of the normal distribution
 _SMALLEST_PROBABILITY = 1e-7
 # DeLong's variance is a variance over the rows of each class: of a few rows it says too little.
@@ -26,11 +28,15 @@ class Performance:
         rows: labelled rows that were measured.
         metrics: by name; None where a metric has no meaning (AUC with labels of one class only).
         notes: why metrics are missing, in words.
+        calibration: of a classifier: rows of like probability (of the positive class of two, else of the label).
+        counts: of two classes: the same in bins that add up over days.
     """
 
     rows: int
     metrics: Mapping[str, float | None]
     notes: tuple[str, ...] = field(default=())
+    calibration: tuple[Group, ...] = field(default=())
+    counts: Counts | None = None
 
 
 def classification(
@@ -46,8 +52,10 @@ def classification(
 
     Returns:
         accuracy with its Wilson interval, log_loss, brier (mean over rows of the summed squared error; of the
-        positive class for two labels), and for two labels precision, recall, f1 (at the argmax), auc with
-        DeLong's interval, positive_rate and predicted_positive_rate.
+        positive class for two labels), calibration_error; for two labels precision, recall, f1 (at the argmax), auc
+        with DeLong's interval, average_precision, top_tenth_lift (share of positives in the tenth with the highest
+        scores, over their share in all rows), positive_rate and predicted_positive_rate; for more labels
+        reciprocal_rank (mean of 1 / rank of the true label) and top_3_accuracy. `_low` and `_high` are 95 % bounds.
     """
     rows = len(truth)
     if not rows:
@@ -63,25 +71,32 @@ def classification(
         "accuracy_low": low,
         "accuracy_high": high,
         "majority_share": float(np.bincount(known).max() / rows),
-        "log_loss": float(-np.log(chosen).mean()),
+        **_mean("log_loss", -np.log(chosen)),
     }
     if len(labels) != 2:
         onehot = np.eye(len(labels))[known]
-        metrics["brier"] = float(((probabilities - onehot) ** 2).sum(axis=1).mean())
-        return Performance(rows, metrics)
+        metrics |= _mean("brier", ((probabilities - onehot) ** 2).sum(axis=1))
+        metrics |= _ranking_of_labels(probabilities, known)
+        found = groups(probabilities.max(axis=1), guess == known)
+        return Performance(
+            rows, metrics | {"calibration_error": calibration_error(found)}, calibration=tuple(found)
+        )
     column = place[positive] if positive is not None else 1
     score, is_positive, said = probabilities[:, column], known == column, guess == column
-    metrics["brier"] = float(((score - is_positive) ** 2).mean())
+    metrics |= _mean("brier", (score - is_positive) ** 2)
     metrics |= _retrieval(is_positive, said)
     auc = auc_interval(score, is_positive)
     metrics |= dict(zip(("auc", "auc_low", "auc_high"), auc or (None, None, None), strict=True))
-    return Performance(rows, metrics, _auc_notes(auc))
+    metrics |= _ranking_of_rows(score, is_positive)
+    found = groups(score, is_positive)
+    metrics["calibration_error"] = calibration_error(found)
+    return Performance(rows, metrics, _auc_notes(auc), tuple(found), Counts.of(score, is_positive))
 
 
 def regression(predicted: Floats, truth: Floats) -> Performance:
-    """Measure a regression: mae, rmse, bias (predicted minus true), and r2 with a 95 % interval.
+    """Measure a regression: mae, rmse, bias (predicted minus true), r2, spearman, with 95 % intervals.
 
-    The interval takes the spread of the labels as given: it is that of the mean difference between the squared
+    The interval of r2 takes the spread of the labels as given: it is that of the mean difference between the squared
     errors of the model and of the labels' mean.
 
     Args:
@@ -96,13 +111,18 @@ def regression(predicted: Floats, truth: Floats) -> Performance:
     spread = float(by_mean.mean())
     r2 = 1 - float((error**2).mean()) / spread if spread else None
     half = _Z * float(np.sqrt(_variance(error**2 - by_mean) / rows)) / spread if spread else 0.0
-    metrics = {
-        "mae": float(np.abs(error).mean()),
-        "rmse": float(np.sqrt((error**2).mean())),
-        "bias": float(error.mean()),
+    squared = _mean("rmse", error**2)
+    metrics: dict[str, float | None] = {
+        **_mean("mae", np.abs(error)),
+        **{
+            name: None if value is None else float(np.sqrt(max(value, 0.0)))
+            for name, value in squared.items()
+        },
+        **_mean("bias", error),
         "r2": r2,
         "r2_low": None if r2 is None else r2 - half,
         "r2_high": None if r2 is None else r2 + half,
+        "spearman": _correlation(_midranks(predicted), _midranks(truth)),
     }
     return Performance(rows, metrics, () if r2 is not None else ("R2 needs labels that differ",))
 
@@ -151,14 +171,69 @@ def _retrieval(is_positive: npt.NDArray[np.bool_], said: npt.NDArray[np.bool_]) 
     hits = int((is_positive & said).sum())
     precision = hits / int(said.sum()) if said.any() else None
     recall = hits / int(is_positive.sum()) if is_positive.any() else None
-    found = 2 * hits / (int(said.sum()) + int(is_positive.sum())) if said.any() or is_positive.any() else None
     return {
         "precision": precision,
+        **_bounds("precision", wilson_interval(hits, int(said.sum())) if said.any() else None),
         "recall": recall,
-        "f1": found,
+        **_bounds("recall", wilson_interval(hits, int(is_positive.sum())) if is_positive.any() else None),
+        **_f1(is_positive, said),
         "positive_rate": float(is_positive.mean()),
         "predicted_positive_rate": float(said.mean()),
     }
+
+
+def _f1(is_positive: npt.NDArray[np.bool_], said: npt.NDArray[np.bool_]) -> dict[str, float | None]:
+    """F1 as a ratio of two sums over rows, with the interval of a ratio (delta method)."""
+    above, below = 2.0 * (is_positive & said), is_positive.astype(float) + said
+    if not below.any():
+        return {"f1": None, **_bounds("f1", None)}
+    ratio = float(above.sum() / below.sum())
+    half = _Z * float(np.sqrt(_variance(above - ratio * below) / len(below))) / float(below.mean())
+    return {"f1": ratio, **_bounds("f1", (max(0.0, ratio - half), min(1.0, ratio + half)))}
+
+
+def _mean(name: str, values: Floats) -> dict[str, float | None]:
+    """A mean over rows with the interval of a mean; none for a single row."""
+    mean = float(values.mean())
+    half = _Z * float(np.sqrt(_variance(values) / len(values)))
+    return {name: mean, **_bounds(name, (mean - half, mean + half) if len(values) > 1 else None)}
+
+
+def _bounds(name: str, interval: tuple[float, float] | None) -> dict[str, float | None]:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _ranking_of_rows(score: Floats, is_positive: npt.NDArray[np.bool_]) -> dict[str, float | None]:
+    if not is_positive.any():
+        return {"average_precision": None, "top_tenth_lift": None}
+    order = np.argsort(-score, kind="stable")
+    ranked, hits = score[order], is_positive[order]
+    # Rows of equal score are ranked together: precision is read where the score changes.
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True))
+    found = np.cumsum(hits)[ends]
+    precision = found / (ends + 1)
+    average = float((np.diff(found, prepend=0) * precision).sum() / hits.sum())
+    tenth = max(1, len(hits) // 10)
+    return {"average_precision": average, "top_tenth_lift": float(hits[:tenth].mean() / hits.mean())}
+
+
+def _ranking_of_labels(probabilities: Floats, known: npt.NDArray[np.int64]) -> dict[str, float | None]:
+    rows = len(known)
+    own = probabilities[np.arange(rows), known][:, None]
+    # Equal probabilities share the middle of their ranks.
+    rank = 1 + (probabilities > own).sum(axis=1) + ((probabilities == own).sum(axis=1) - 1) / 2
+    top = int((rank <= 3).sum())
+    return {
+        **_mean("reciprocal_rank", 1 / rank),
+        "top_3_accuracy": top / rows,
+        **_bounds("top_3_accuracy", wilson_interval(top, rows)),
+    }
+
+
+def _correlation(first: Floats, second: Floats) -> float | None:
+    spread = float(first.std() * second.std())
+    return float(((first - first.mean()) * (second - second.mean())).mean()) / spread if spread else None
 
 
 def _variance(values: Floats) -> float:

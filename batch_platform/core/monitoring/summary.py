@@ -72,10 +72,10 @@ def markdown(
         decisions: what owners decided on the causes, in words.
         diagnosis: of an alarm.
     """
-    lines = [] if diagnosis is None else [_plain(diagnosis.paragraph), ""]
-    lines += [f"**{group}**: {_plain(verdict.message)}  " for group, verdict in verdicts.items()]
+    lines = [] if diagnosis is None else [plain(diagnosis.paragraph), ""]
+    lines += [f"**{group}**: {plain(verdict.message)}  " for group, verdict in verdicts.items()]
     if decisions:
-        lines.append(f"**owner's decision**: {_plain(decisions)}  ")
+        lines.append(f"**owner's decision**: {plain(decisions)}  ")
     rows = [(group, finding) for group, verdict in verdicts.items() for finding in verdict.findings]
     if rows:
         lines += ["", "| group | column | what | direction | effect | p |", "|---|---|---|---|---|---|"]
@@ -88,7 +88,7 @@ def markdown(
         lines += ["", "Rows that show it:", "", *_markdown_table(diagnosis.examples)]
     missing = {name: share for name, share in nulls.items() if share}
     if missing:
-        named = ", ".join(f"{_plain(one_line(name))} {share:.1%}" for name, share in missing.items())
+        named = ", ".join(f"{plain(one_line(name))} {share:.1%}" for name, share in missing.items())
         lines += ["", f"Rows without a value: {named}"]
     scores = _scores(verdicts)
     if scores:
@@ -98,8 +98,8 @@ def markdown(
 
 def _markdown_table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    table = [[_plain(one_line(name)) for name in columns], ["---"] * len(columns)]
-    table += [[_plain(one_line(row.get(name, ""), _CELL_CHARACTERS)) for name in columns] for row in rows]
+    table = [[plain(one_line(name)) for name in columns], ["---"] * len(columns)]
+    table += [[plain(one_line(row.get(name, ""), _CELL_CHARACTERS)) for name in columns] for row in rows]
     return [f"| {' | '.join(cells)} |" for cells in table]
 
 
@@ -219,7 +219,7 @@ def _texts(group: str, finding: Finding) -> list[str]:
 
 def _cells(group: str, finding: Finding) -> list[str]:
     *words, effect, p = _texts(group, finding)
-    return [*map(_plain, words), effect, p]
+    return [*map(plain, words), effect, p]
 
 
 def one_line(text: str, longest: int = _NAME_CHARACTERS) -> str:
@@ -228,6 +228,6 @@ def one_line(text: str, longest: int = _NAME_CHARACTERS) -> str:
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that markdown shows as it is."""
     return _MARKDOWN.sub(r"\\\1", " ".join(_CONTROL.sub(" ", text).split()))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from batch_platform.core.monitoring.calibration import Counts, estimate_binary
 from batch_platform.core.monitoring.performance import (
     auc_interval,
     classification,
@@ -143,3 +144,62 @@ def test_r2_of_labels_that_do_not_differ_has_no_meaning() -> None:
     found = regression(np.array([1.0, 2.0]), np.array([1.0, 1.0]))
     assert found.metrics["r2"] is None
     assert found.notes == ("R2 needs labels that differ",)
+
+
+def test_calibration_ranking_and_intervals_against_sklearn() -> None:
+    score, truth = scored(7, 3000)
+    found = classification(both(score), [LABELS[int(t)] for t in truth], LABELS, "yes")
+    metrics = found.metrics
+    assert metrics["average_precision"] == pytest.approx(sk.average_precision_score(truth, score))
+    tied = np.round(score, 1)
+    of_ties = classification(both(tied), [LABELS[int(t)] for t in truth], LABELS, "yes").metrics
+    assert of_ties["average_precision"] == pytest.approx(sk.average_precision_score(truth, tied))
+    for name in ("precision", "recall", "f1", "log_loss", "brier"):
+        assert metrics[f"{name}_low"] < metrics[name] < metrics[f"{name}_high"]
+    assert metrics["top_tenth_lift"] > 1
+    assert sum(group.rows for group in found.calibration) == 3000
+    assert found.counts is not None
+    assert (sum(found.counts.rows), sum(found.counts.positives)) == (3000, int(truth.sum()))
+
+
+def test_the_interval_of_f1_holds_its_promise() -> None:
+    random = np.random.default_rng(8)
+    score, truth = scored(9, 50_000)
+    f1 = sk.f1_score(truth, score > 0.5)
+    held = 0
+    for _ in range(200):
+        rows = random.choice(len(score), 300)
+        words = [LABELS[int(t)] for t in truth[rows]]
+        found = classification(both(score[rows]), words, LABELS, "yes").metrics
+        held += found["f1_low"] <= f1 <= found["f1_high"]
+    assert held >= 180  # 190 expected; fewer than 180 once in a thousand
+
+
+def test_true_probabilities_have_no_calibration_error_and_estimate_performance() -> None:
+    random = np.random.default_rng(10)
+    probability = random.beta(1, 2, 20_000)
+    truth = random.random(20_000) < probability
+    found = classification(both(probability), [LABELS[int(t)] for t in truth], LABELS, "yes").metrics
+    assert found["calibration_error"] < 0.02
+    estimated = estimate_binary(probability, probability > 0.5)
+    for name in ("accuracy", "f1", "auc"):
+        assert estimated[f"estimated_{name}"] == pytest.approx(found[name], abs=0.015)
+    # Too sure by far, and corrected by labelled rows.
+    sure = np.where(probability > 0.5, 0.99, 0.01)
+    corrected = Counts.of(sure, truth).corrected(sure)
+    estimate = estimate_binary(corrected, sure > 0.5)["estimated_accuracy"]
+    assert estimate == pytest.approx(((sure > 0.5) == truth).mean(), abs=0.01)
+    assert estimate_binary(sure, sure > 0.5)["estimated_accuracy"] == pytest.approx(0.99)
+
+
+def test_ranks_of_labels_and_of_a_regression() -> None:
+    probabilities = np.array([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5], [0.25, 0.25, 0.25, 0.25]])
+    found = classification(probabilities, ["b", "a", "a"], ["a", "b", "c", "d"], None).metrics
+    assert found["reciprocal_rank"] == pytest.approx((1 / 2 + 1 / 4 + 1 / 2.5) / 3)
+    assert found["top_3_accuracy"] == pytest.approx(2 / 3)
+    numbers = np.arange(50.0)
+    assert regression(numbers**3, numbers).metrics["spearman"] == pytest.approx(1)
+    assert regression(-numbers, numbers).metrics["spearman"] == pytest.approx(-1)
+    assert regression(np.ones(50), numbers).metrics["spearman"] is None
+    exact = regression(numbers + np.where(numbers % 2, 1, -1), numbers).metrics
+    assert (exact["mae"], exact["mae_low"], exact["rmse"], exact["rmse_high"]) == (1, 1, 1, 1)
