@@ -52,7 +52,7 @@ attributes:
   #   shard_rows: auto
   #   max_error_share: 0.01   # more quarantined rows than this fail the partition
 
-  # labels: {uri: "data/NAME/labels/{partition}.parquet", row_key: id, column: label, horizon_days: 30}
+  # labels: {uri: "data/NAME/labels/{partition}.parquet", row_key: id, column: label, horizon_days: 30, floors: {auc: 0.7}}
 
   # drift: {reference_partitions: 56, false_alarms_per_quarter: 1, columns: auto}
 
