@@ -146,13 +146,11 @@ WRONG = [
 ]
 LATER = [
     ("sinks", [{"type": "csv", "uri": "out"}], "sinks"),
-    ("lookups", [{"uri": "x", "on": "id", "event_time": "at"}], "lookups"),
     ("inference.executor", "ray", "inference.executor: ray"),
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22:00-06:00", "automation.off_peak"),
     ("model.challenger", "candidate", "model.challenger"),
-    ("features.steps", [{"chunk": {}}], "features.steps"),
     ("source.format", "delta", "source.format: delta"),
     ("source.uri", "s3://bucket/{partition}.csv", "source.uri with a URL"),
 ]
