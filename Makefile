@@ -17,13 +17,16 @@ export DO_NOT_TRACK := 1
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test torture check format lock clean-venv clean
+.PHONY: help demo demo-all ui test torture check format lock clean-venv clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 demo: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## fetch real data, train, score real dates, report
 	@$(BIN)/python -m batch_platform.demo.run
+
+demo-all: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## the demo, and e-mails embedded for search by meaning
+	@$(BIN)/python -m batch_platform.demo.run --all
 
 ui: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## Dagster on 127.0.0.1:$(UI_PORT), with the drift reports beside it
 	@$(BIN)/python -m batch_platform.cli.ui --port $(UI_PORT) --reports-port $(REPORTS_PORT)

@@ -17,6 +17,7 @@ from batch_platform_tests.project import Project
 
 LABELS = {"uri": "l/{partition}.csv", "format": "csv", "row_key": "id", "column": "y"}
 DG = str(Path(sys.executable).with_name("dg"))
+STAGES = ("raw", "features", "predictions", "drift_report", "performance")
 FETCH = [sys.executable, "-m", "batch_platform.demo.fetch"]
 TRAIN = [DG, "launch", "--assets", "mini/training"]
 
@@ -51,7 +52,7 @@ class Demo:
 
     def finish(self, *days: str, state: Any = "done") -> None:
         for day in days:
-            made = {stage: Outcome.now(state, "r") for stage in run.STAGES}
+            made = {stage: Outcome.now(state, "r") for stage in STAGES}
             outcomes.record(self.project.layout("mini"), day, made)
 
     def again(self) -> list[list[str]]:
@@ -93,6 +94,8 @@ def test_the_real_ranges_lie_in_the_real_pipelines(monkeypatch: pytest.MonkeyPat
     specs = load_pipelines(Path(run.__file__).parent.parent / "defs")
     for name, (first, last) in run.RANGES.items():
         assert len(specs[name].partitions.calendar().between(first, last)) >= 60
+    for name, (first, last) in run.MORE.items():
+        assert specs[name].partitions.calendar().between(first, last)
 
 
 STEPS = [

@@ -5,6 +5,7 @@ What a pipeline file and a registered model can do without a line of Python.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -274,3 +275,29 @@ def top_k(predictions: pl.DataFrame, key: str, k: int) -> list[tuple[str, float]
     likeness = vectors @ vectors[keys.index(key)]
     order = [place for place in np.argsort(-likeness, kind="stable") if keys[place] != key]
     return [(keys[place], float(likeness[place])) for place in order[:k]]
+
+
+def test_the_e_mails_of_the_gallery_are_found_by_meaning(workplace: Mini) -> None:
+    """The real pipeline file on a few e-mails and a tiny model: each e-mail comes once, the likest first."""
+    from batch_platform.defs.mail_search import training
+    from batch_platform.demo.search import search
+
+    file = Path(training.__file__).with_name("defs.yaml")
+    workplace.spec = parse_spec(yaml.safe_load(file.read_text())["attributes"], "mail_search")
+    folder = tiny_models.text_embedder(workplace.folder / "embedder")
+    signature = replace(training.SIGNATURE, output_size=32)
+    register(workplace, "mail_search", folder, "transformers", signature)
+    day = "2002-08-26"
+    mails = [
+        {"message_id": "<one>", "subject": "lunch", "body": "see you tomorrow"},
+        {"message_id": "<two>", "subject": "money", "body": " ".join(["win free money now click"] * 40)},
+        {"message_id": "<three>", "subject": "a report", "body": "the meeting"},
+    ]
+    source = workplace.folder / ".demo_data" / "email_triage" / "raw" / f"{day}.jsonl"
+    write(source, [json.dumps(mail) for mail in mails])
+    workplace.run(day, stages=["raw", "features", "predictions"])
+    assert workplace.table("features").filter(pl.col("parent_key") == "<two>").height > 1
+    hits = search(workplace.spec, workplace.settings, "lunch see you tomorrow", 3)
+    assert (hits[0].row_key, hits[0].day) == ("<one>#0", day)
+    assert hits[0].likeness == pytest.approx(1.0, abs=1e-4)
+    assert sorted(hit.row_key.rpartition("#")[0] for hit in hits) == ["<one>", "<three>", "<two>"]
