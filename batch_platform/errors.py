@@ -99,5 +99,9 @@ class SupersededError(StorageError):
     """A newer attempt of the same partition has committed already; this one has nothing left to do."""
 
 
+class DeliveryError(BatchPlatformError):
+    """A sink refuses the predictions of a partition; it holds what it held before."""
+
+
 class MonitoringError(BatchPlatformError):
     """A profile, reference or report cannot be made or read."""

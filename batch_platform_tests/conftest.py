@@ -10,6 +10,7 @@ from batch_platform.core.data.files import SCRATCH_VARIABLE, Location
 from batch_platform.core.data.objects import object_root
 from batch_platform.settings import ROOT_VARIABLE
 from batch_platform_tests.mini import Mini
+from batch_platform_tests.postgres import Server, server
 from batch_platform_tests.s3.ceph import ceph_s3, is_installed
 from batch_platform_tests.s3.server import environment, moto_s3, new_bucket
 
@@ -45,6 +46,13 @@ def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("Ceph is not installed")
     with ceph_s3(tmp_path_factory.mktemp("s3") / "ceph") as endpoint:
         yield endpoint
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server, shared by the tests of a session; each makes a database of its own."""
+    with server() as running:
+        yield running
 
 
 @pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.torture)])

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from batch_platform.core.data.sources import source_name
+from batch_platform.core.data.finding import source_name
 from batch_platform.core.pipelines import defs_folder, find_pipeline
 from batch_platform.core.provenance.impact import Impact, Question
 from batch_platform.core.provenance.impact import affected as look

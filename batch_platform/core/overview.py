@@ -142,8 +142,9 @@ def _last_tick(spec: PipelineSpec, now: datetime) -> datetime | None:
 
 def stage_names(spec: PipelineSpec) -> list[str]:
     """The stages that a partition goes through, in order."""
-    names = ["raw", "features", "predictions", "drift_report"]
-    return [*names, "performance"] if spec.labels is not None else names
+    wanted = {"delivered": bool(spec.sinks), "performance": spec.labels is not None}
+    names = ("raw", "features", "predictions", "delivered", "drift_report", "performance")
+    return [name for name in names if wanted.get(name, True)]
 
 
 def _next(

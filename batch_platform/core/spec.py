@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from batch_platform.core.data.databases.query import Query
 from batch_platform.core.data.partitions import PartitionCalendar
 from batch_platform.core.models.reference import MLFLOW_PREFIX, MLFLOW_REFERENCE
 from batch_platform.errors import NotYetSupportedError, PartitionKeyError, PipelineFileError
@@ -38,6 +39,15 @@ ColumnType = Literal[
 ]
 
 PIPELINE_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+# What a document is as a row.
+DOCUMENT_COLUMNS: dict[str, ColumnType] = {
+    "path": "string",
+    "text": "string",
+    "title": "string",
+    "media_type": "string",
+    "size": "int64",
+}
 
 # Columns the platform adds to the tables; a contract may not use their names for something else.
 RESERVED_COLUMNS = frozenset(
@@ -145,12 +155,30 @@ class ColumnSpec(_Section):
 class SourceSpec(_Section):
     """Where a partition's rows come from, and what they must look like."""
 
-    uri: str = Field(
+    uri: str | None = Field(
+        None,
         min_length=1,
-        description="File, folder or glob, relative to the project; {partition} is the partition key.",
+        description="File, folder, glob or Delta table, relative to the project or as s3://bucket/key; {partition} is the "
+        "partition key. For format predictions the other pipeline's name, for sql nothing.",
     )
-    format: Literal["parquet", "csv", "jsonl", "delta", "sql", "predictions"] = Field(
-        "parquet", description="Format of the files. delta, sql, predictions: a later release."
+    format: Literal["parquet", "csv", "jsonl", "documents", "delta", "sql", "predictions"] = Field(
+        "parquet",
+        description="Format of the files (csv and jsonl also as .gz, .bz2, .xz, .zst); documents: text, Markdown, HTML, PDF "
+        "and e-mail files, one row each with path, text, title, media_type and size; delta: a Delta table; sql: the "
+        "result of `query`; predictions: those of another pipeline, whose columns the contract calls "
+        "`<pipeline>_score` and so on, and `row_key`.",
+    )
+    query: str | None = Field(
+        None,
+        description="For format sql: one SELECT. Bound in it are :start and :end, the partition's window (times with "
+        "zone; in SQLite texts as datetime() gives them), and :partition, its key. End it with ORDER BY the key: in "
+        "another order the same rows are new data.",
+    )
+    connection_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="For format sql: the environment variable that holds the database's address: "
+        "postgresql://user:password@host/database, duckdb:///path or sqlite:///path.",
     )
     partition_column: str | None = Field(
         None,
@@ -169,8 +197,8 @@ class SourceSpec(_Section):
 
     @field_validator("uri")
     @classmethod
-    def _placeholders(cls, value: str) -> str:
-        _check_placeholders(value)
+    def _placeholders(cls, value: str | None) -> str | None:
+        _check_placeholders(value or "")
         return value
 
     @model_validator(mode="after")
@@ -179,7 +207,17 @@ class SourceSpec(_Section):
             raise ValueError(f"row_key {self.row_key!r} is not among columns: add it to the contract")
         if self.columns[self.row_key].type in ("list<float32>", "binary"):
             raise ValueError(f"row_key {self.row_key!r} must be a scalar, not a list or binary column")
-        if (self.partition_column is None) == ("{partition}" not in self.uri):
+        if self.format == "sql":
+            self._check_query()
+        elif self.uri is None:
+            raise ValueError("uri is missing: name a file, folder or glob")
+        elif self.query is not None or self.connection_env is not None:
+            raise ValueError("query and connection_env have no effect without format: sql")
+        elif self.format == "predictions":
+            self._check_upstream(self.uri)
+        elif self.format == "documents":
+            self._check_documents(self.uri)
+        elif (self.partition_column is None) == ("{partition}" not in self.uri):
             raise ValueError("give either {partition} in uri or a partition_column, and not both")
         if self.partition_column is not None:
             column = self.columns.get(self.partition_column)
@@ -191,6 +229,43 @@ class SourceSpec(_Section):
             if name in RESERVED_COLUMNS and not (name == self.row_key == "row_key"):
                 raise ValueError(f"column {name!r} has the name of a column that the platform adds")
         return self
+
+    def _check_query(self) -> None:
+        if self.query is None or self.connection_env is None:
+            raise ValueError("format: sql needs query and connection_env")
+        if self.uri is not None or self.partition_column is not None:
+            raise ValueError(
+                "uri and partition_column have no effect with format: sql; select by :start and :end"
+            )
+        used = Query.parse(self.query).parameters
+        if "partition" not in used and not {"start", "end"} <= set(used):
+            raise ValueError("query has to select the partition's rows: use :start and :end, or :partition")
+
+    def _check_upstream(self, uri: str) -> None:
+        if not PIPELINE_NAME.fullmatch(uri):
+            raise ValueError(f"uri {uri!r}: with format: predictions it is the name of another pipeline")
+        if self.partition_column is not None:
+            raise ValueError("partition_column has no effect with format: predictions: the keys are the same")
+
+    def _check_documents(self, uri: str) -> None:
+        if "{partition}" not in uri or self.partition_column is not None:
+            raise ValueError("documents need {partition} in uri, and no partition_column")
+        for name, column in self.columns.items():
+            if DOCUMENT_COLUMNS.get(name) != column.type:
+                there = ", ".join(f"{known} ({kind})" for known, kind in DOCUMENT_COLUMNS.items())
+                raise ValueError(
+                    f"documents have no column {name!r} of type {column.type}; they have {there}"
+                )
+
+    @property
+    def upstream_pipeline(self) -> str | None:
+        """The pipeline whose predictions are read; None for other sources."""
+        return self.uri if self.format == "predictions" else None
+
+    @property
+    def place(self) -> str:
+        """Where the rows come from, for messages and receipts."""
+        return self.uri or f"sql:{self.connection_env}"
 
 
 class AggregateSpec(_Section):
@@ -528,13 +603,51 @@ class DriftSpec(_Section):
 
 
 class SinkSpec(_Section):
-    """A database or export that the committed predictions are delivered to."""
+    """A database or folder of files that the committed predictions are delivered to."""
 
-    type: Literal["sql", "parquet", "csv"]
-    connection_env: str | None = None
-    table: str | None = None
-    uri: str | None = None
-    mode: Literal["upsert", "append", "replace"] = "upsert"
+    type: Literal["sql", "parquet", "csv"] = Field(
+        description="sql: a table of a database; parquet, csv: a file for each partition, with a manifest."
+    )
+    connection_env: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*$",
+        description="For sql: the environment variable that holds the database's address, as for a source.",
+    )
+    table: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)?$",
+        description="For sql: the table, as name or schema.name. It is made where it is not there, with the key "
+        "(partition_key, row_key).",
+    )
+    uri: str | None = Field(
+        None,
+        min_length=1,
+        pattern=r"^[^{}*?\[\]]*$",
+        description="For parquet and csv: the folder, relative to the project or as s3://bucket/prefix; of this pipeline "
+        "alone.",
+    )
+    mode: Literal["upsert"] = Field(
+        "upsert",
+        description="For sql. upsert: rows that are new or differ are written, those predicted no more are removed.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SinkSpec":
+        of_databases = (self.connection_env, self.table)
+        if self.type == "sql" and (None in of_databases or self.uri is not None):
+            raise ValueError("type: sql needs connection_env and table, and no uri")
+        if self.type != "sql" and (self.uri is None or of_databases != (None, None)):
+            raise ValueError(f"type: {self.type} needs uri, and no connection_env or table")
+        if self.type != "sql" and "mode" in self.model_fields_set:
+            raise ValueError(
+                f"mode has no effect with type: {self.type}: a partition's file is replaced whole"
+            )
+        return self
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return self.uri or f"{self.connection_env}: {self.table}"
 
 
 class AutomationSpec(_Section):
@@ -613,7 +726,9 @@ class PipelineSpec(_Section):
     inference: InferenceSpec = Field(default_factory=InferenceSpec, description="How rows are scored.")
     labels: LabelsSpec | None = Field(None, description="Where the truth arrives.")
     drift: DriftSpec = Field(default_factory=DriftSpec, description="How drift is judged.")
-    sinks: list[SinkSpec] = Field(default_factory=list, description="A later release.")
+    sinks: list[SinkSpec] = Field(
+        default_factory=list, description="Where the committed predictions are delivered to."
+    )
     automation: AutomationSpec = Field(
         default_factory=AutomationSpec, description="When the pipeline runs by itself."
     )
@@ -627,6 +742,14 @@ class PipelineSpec(_Section):
     def _safe_name(cls, value: str) -> str:
         if value and not PIPELINE_NAME.fullmatch(value):
             raise ValueError(f"{value!r} is no pipeline name: use a-z, 0-9 and _, beginning with a letter")
+        return value
+
+    @field_validator("sinks")
+    @classmethod
+    def _different_sinks(cls, value: list[SinkSpec]) -> list[SinkSpec]:
+        names = [sink.name for sink in value]
+        if len(set(names)) < len(names):
+            raise ValueError("two sinks write to the same place: remove one")
         return value
 
     @field_validator("owners")
@@ -676,15 +799,11 @@ class PipelineSpec(_Section):
             NotYetSupportedError: names the field; it is never ignored in silence.
         """
         asked = {
-            f"source.format: {self.source.format}": self.source.format in ("delta", "sql", "predictions"),
-            "source.uri with a URL": "://" in self.source.uri,
             "lookups.format": any(lookup.format in ("delta", "sql") for lookup in self.lookups),
             "lookups.uri with a URL": any("://" in lookup.uri for lookup in self.lookups),
             "model.challenger": self.model.challenger is not None,
             "inference.executor: ray": self.inference.executor == "ray",
-            "labels.format": self.labels is not None and self.labels.format in ("delta", "sql"),
-            "labels.uri with a URL": self.labels is not None and "://" in self.labels.uri,
-            "sinks": bool(self.sinks),
+            "labels.format: sql": self.labels is not None and self.labels.format == "sql",
             f"automation.trigger: {self.automation.trigger}": self.automation.trigger
             in ("on_arrival", "upstream"),
             "automation.off_peak": self.automation.off_peak is not None,

@@ -20,6 +20,7 @@ _CHANGED = {
     "raw": "source or contract",
     "features": "recipe or lookups",
     "predictions": "inference, decision or code",
+    "delivered": "sinks",
     "drift_report": "drift settings",
     "performance": "label settings",
 }
@@ -36,6 +37,8 @@ def code_version_of(spec: PipelineSpec, stage: str) -> str:
     if stage == "predictions":
         parts = {"inference": spec.inference.model_dump(), "code": code_version()}
         return fingerprint({**parts, "decision": spec.decision and rule_version(spec.decision)})[:12]
+    if stage == "delivered":
+        return fingerprint({"sinks": [sink.model_dump() for sink in spec.sinks]})[:12]
     if stage == "drift_report":
         return fingerprint(spec.drift.model_dump())[:12]
     assert spec.labels is not None

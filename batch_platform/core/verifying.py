@@ -20,7 +20,7 @@ from batch_platform.core.data.staging import read_files
 from batch_platform.core.features.chunks import parent_key
 from batch_platform.core.layout import Layout
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.errors import SourceError, SourceMissingError
+from batch_platform.errors import SettingsError, SourceError, SourceMissingError
 from batch_platform.settings import Settings
 
 Receipt = Mapping[str, Any]
@@ -179,7 +179,10 @@ class _Books:
     def _compare_source(self, key: str, raw: Receipt) -> None:
         landed = raw["counts"]["rows_in"]
         reader = PartitionReader(
-            self._spec.source, self._spec.partitions.calendar().partition(key), self._base
+            self._spec.source,
+            self._spec.partitions.calendar().partition(key),
+            self._base,
+            self._lake.layout.root,
         )
         try:
             for _ in reader:
@@ -190,7 +193,10 @@ class _Books:
                     f"{key}: the source is not there any more; its {landed} rows were not counted"
                 )
             return
-        except SourceError as error:
+        except (
+            SourceError,
+            SettingsError,
+        ) as error:  # also where no database's address is in the environment
             self.notes.append(f"{key}: the source cannot be read any more: {error}")
             return
         now = reader.counts.rows_in
@@ -198,7 +204,7 @@ class _Books:
             self.findings.append(
                 Finding(
                     key,
-                    self._spec.source.uri.replace("{partition}", key),
+                    self._spec.source.place.replace("{partition}", key),
                     f"has {now} rows, and had {landed} when it was landed: materialize raw again",
                 )
             )

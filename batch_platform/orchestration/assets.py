@@ -26,7 +26,7 @@ from batch_platform.orchestration import events
 from batch_platform.orchestration.metadata import stage_metadata
 from batch_platform.orchestration.partitions import partitions_definition
 from batch_platform.orchestration.services import Services
-from batch_platform.orchestration.stages import Stage, asset_key, stages_of
+from batch_platform.orchestration.stages import Stage, asset_key, outer_upstream, stages_of
 from batch_platform.settings import Settings, project_root
 
 # Inference takes a slot of this pool; `dagster.yaml` limits it.
@@ -68,7 +68,7 @@ def pipeline_assets(spec: PipelineSpec) -> dg.AssetsDefinition:
 def _asset_spec(spec: PipelineSpec, stage: Stage, partitions: dg.PartitionsDefinition) -> dg.AssetSpec:
     return dg.AssetSpec(
         asset_key(spec, stage.name),
-        deps=[asset_key(spec, upstream) for upstream in stage.upstream],
+        deps=[*(asset_key(spec, upstream) for upstream in stage.upstream), *outer_upstream(spec, stage.name)],
         description=stage.description,
         partitions_def=partitions,
         group_name=spec.name,
@@ -149,15 +149,20 @@ class _Range:
 
     def _date(self, key: str) -> Iterator[Any]:
         slice_ = self._slice(key)
-        for position, stage in enumerate(self._stages):
+        not_run: set[str] = set()
+        for stage in self._stages:
+            if stage.name in not_run:
+                continue
             try:
                 result = stage.work(slice_.starting(), self._services)
             except SupersededError as error:
                 self._services.progress(f"[{self._spec.name}] {error}")
                 return
             except Exception as error:  # noqa: BLE001 - one bad date must not stop the others; the run fails at its end
-                yield from self._report_failure(key, position, error)
-                return
+                below = self._below(stage)
+                not_run |= {other.name for other in below}
+                yield from self._report_failure(key, stage, below, error)
+                continue
             if "model" in stage.upstream and not self._model_is_reported:
                 self._model_is_reported = True
                 yield events.model_observation(asset_key(self._spec, "model"), self._services.model)
@@ -179,7 +184,7 @@ class _Range:
             try:
                 result.rendering.result()
             except Exception as error:  # noqa: BLE001 - as for the stages
-                yield from self._report_failure(key, self._stages.index(stage), error, alone=True)
+                yield from self._report_failure(key, stage, [], error)
             else:
                 yield from self._report_done(key, stage, result)
 
@@ -196,7 +201,12 @@ class _Range:
         )
         yield events.complete(self._asset(stage), key)
         warnings = {check.name: check.description for check in result.checks if not check.passed}
-        versions = {upstream.path[-1]: version for upstream, (version, _) in made_of.items()}
+        # Stages of this pipeline by their names, assets of others by their whole keys.
+        own = {asset_key(self._spec, name) for name in (*stage.upstream, stage.name)}
+        versions = {
+            upstream.path[-1] if upstream in own else upstream.to_user_string(): version
+            for upstream, (version, _) in made_of.items()
+        }
         versions |= {CODE: code_version, DATA: result.data_version}
         outcome = Outcome.now("done", self._run.run_id, warnings=warnings, versions=versions)
         self._remember(key, {stage.name: outcome})
@@ -204,14 +214,19 @@ class _Range:
             digest = self._services.model.digest if "model" in stage.upstream else None
             self._lineage.materialized(self._slice(key), stage.name, stage.upstream, result, digest)
 
-    def _report_failure(
-        self, key: str, position: int, error: Exception, alone: bool = False
-    ) -> Iterator[Any]:
-        """Report a stage that failed and those below it that are therefore not run (`alone`: there are none)."""
-        stage = self._stages[position]
-        below = [] if alone else self._stages[position + 1 :]
+    def _below(self, stage: Stage) -> list[Stage]:
+        """The stages that read what this one makes, or what these make."""
+        reached = {stage.name}
+        for other in self._stages:  # they stand in the order of their work
+            if reached & set(other.upstream):
+                reached.add(other.name)
+        return [other for other in self._stages if other.name in reached - {stage.name}]
+
+    def _report_failure(self, key: str, stage: Stage, below: list[Stage], error: Exception) -> Iterator[Any]:
+        """Report a stage that failed, and those below it, which are therefore not run."""
         cause = self._cause(error)
-        self._failed[key] = f"{stage.name}: {cause}"
+        before = f"{self._failed[key]}; " if key in self._failed else ""
+        self._failed[key] = f"{before}{stage.name}: {cause}"
         for check in error.checks if isinstance(error, GateError) else ():
             yield events.evaluation(self._asset(stage), key, check, stage.blocking)
         yield events.complete(self._asset(stage), key, cause)
@@ -254,7 +269,10 @@ class _Range:
         return asset_key(self._spec, stage.name)
 
     def _inputs(self, key: str, stage: Stage) -> dict[dg.AssetKey, tuple[str, str]]:
-        versions = {}
+        versions = {
+            asset: events.newest_materialization(self._context.instance, asset, key)
+            for asset in outer_upstream(self._spec, stage.name)
+        }
         for upstream in stage.upstream:
             asset = asset_key(self._spec, upstream)
             if upstream == "model":

@@ -18,7 +18,7 @@ attributes:
 
   source:
     uri: "data/NAME/{partition}.parquet"   # file, folder or glob; {partition} is the partition key
-    format: parquet           # parquet | csv | jsonl
+    format: parquet           # parquet | csv | jsonl | documents | delta | sql (with connection_env and query) | predictions
     # partition_column: null  # for a uri without {partition}: the date or timestamp column that assigns rows
     row_key: id               # unique within a partition
     # on_duplicate: fail      # fail | first | last | quarantine
@@ -53,6 +53,8 @@ attributes:
   #   max_error_share: 0.01   # more quarantined rows than this fail the partition
 
   # labels: {uri: "data/NAME/labels/{partition}.parquet", row_key: id, column: label, horizon_days: 30, floors: {auc: 0.7}}
+
+  # sinks: [{type: sql, connection_env: SCORES_DB, table: NAME_scores}]   # or {type: parquet, uri: FOLDER}
 
   # drift: {reference_partitions: 56, false_alarms_per_quarter: 1, columns: auto}
 

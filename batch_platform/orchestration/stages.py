@@ -1,4 +1,4 @@
-"""The five stages as Dagster sees them: names, dependencies, checks, versions, and the function each calls.
+"""The stages as Dagster sees them: names, dependencies, checks, versions, and the function each calls.
 
 Adding a stage is adding an entry here. Loading this module imports no model library.
 """
@@ -48,12 +48,19 @@ def stages_of(spec: PipelineSpec) -> list[Stage]:
     recipe = recipe_of(spec)
     check_rules(spec, recipe)
     features = replace(_FEATURES, upstream=("raw", "model")) if recipe.reads else _FEATURES
-    known = {stage.name: stage for stage in (_RAW, features, _PREDICTIONS, _DRIFT_REPORT, _PERFORMANCE)}
+    every = (_RAW, features, _PREDICTIONS, _DELIVERED, _DRIFT_REPORT, _PERFORMANCE)
+    known = {stage.name: stage for stage in every}
     return [known[name] for name in stage_names(spec)]
 
 
 def asset_key(spec: PipelineSpec, stage: str) -> dg.AssetKey:
     return dg.AssetKey([spec.name, stage])
+
+
+def outer_upstream(spec: PipelineSpec, stage: str) -> list[dg.AssetKey]:
+    """Assets of other pipelines that a stage reads."""
+    other = spec.source.upstream_pipeline
+    return [dg.AssetKey([other, "predictions"])] if stage == "raw" and other is not None else []
 
 
 def _land(slice_: Slice, _services: Services) -> StageResult:
@@ -79,6 +86,12 @@ def _score(slice_: Slice, services: Services) -> StageResult:
         services.redrive,
         services.forecaster,
     )
+
+
+def _deliver(slice_: Slice, _services: Services) -> StageResult:
+    from batch_platform.core.delivering import deliver_partition
+
+    return deliver_partition(slice_)
 
 
 def _judge_drift(slice_: Slice, services: Services) -> StageResult:
@@ -131,6 +144,14 @@ _PREDICTIONS = Stage(
         "quarantined_share": _QUARANTINED,
     },
     "One row per feature row, or a quarantine entry; committed after the gate.",
+)
+_DELIVERED = Stage(
+    "delivered",
+    ("predictions",),
+    _deliver,
+    {"delivered": "Every sink holds the partition's predictions and no others."},
+    "The committed predictions, delivered to the sinks.",
+    blocking=False,
 )
 _DRIFT_REPORT = Stage(
     "drift_report",

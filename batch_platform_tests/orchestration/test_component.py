@@ -145,14 +145,11 @@ WRONG = [
     ),
 ]
 LATER = [
-    ("sinks", [{"type": "csv", "uri": "out"}], "sinks"),
     ("inference.executor", "ray", "inference.executor: ray"),
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22:00-06:00", "automation.off_peak"),
     ("model.challenger", "candidate", "model.challenger"),
-    ("source.format", "delta", "source.format: delta"),
-    ("source.uri", "s3://bucket/{partition}.csv", "source.uri with a URL"),
 ]
 
 
@@ -185,8 +182,8 @@ def test_the_same_pipeline_in_python() -> None:
     assert component.inference.shard_rows == 8
     with pytest.raises(ValueError, match="colour"):
         BatchInferencePipeline(**ATTRIBUTES, colour="red")
-    with pytest.raises(NotYetSupportedError, match="sinks comes with a later release"):
-        dg.build_defs_for_component(BatchInferencePipeline(**with_field("sinks", [{"type": "csv"}])))
+    with pytest.raises(NotYetSupportedError, match=r"automation\.off_peak comes with a later release"):
+        dg.build_defs_for_component(BatchInferencePipeline(**with_field("automation.off_peak", "night")))
 
 
 # -- as a user, by command --------------------------------------------------------------------------------
@@ -227,10 +224,13 @@ def test_scaffold_list_and_check(tmp_path: Path) -> None:
     assert wrong.returncode == 1
     assert "attributes.source.colour" in wrong.stdout
     assert "my_pipeline/defs.yaml:" in wrong.stdout
-    path.write_text(text + '\n  sinks: [{type: csv, uri: "out"}]\n')
+    path.write_text(text + "\n  automation: {off_peak: night}\n")
     later = project.command("dg", "check", "defs")
     assert later.returncode == 1
-    assert "pipeline my_pipeline: sinks comes with a later release of batch_platform" in later.stdout
+    assert (
+        "pipeline my_pipeline: automation.off_peak comes with a later release of batch_platform"
+        in later.stdout
+    )
 
 
 MAIL: dict[str, Any] = {

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batch_platform.core.data.contract import SHOWN_VALUE, Contract, Rejected, SourceBatch, cut
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.keys import LastOccurrences, SeenKeys
 from batch_platform.core.data.partitions import Partition
 from batch_platform.core.data.sources import read_source
@@ -75,8 +76,10 @@ class PartitionReader:
         ContractError: a file does not fit the contract, or keys repeat under `on_duplicate: fail`.
     """
 
-    def __init__(self, source: SourceSpec, partition: Partition, base: Path) -> None:
-        self._source, self._partition, self._base = source, partition, base
+    def __init__(
+        self, source: SourceSpec, partition: Partition, base: Path, root: Location | None = None
+    ) -> None:
+        self._source, self._partition, self._base, self._root = source, partition, base, root
         self.contract = Contract(source.columns, source.row_key)
         self.counts = Counts()
 
@@ -95,7 +98,7 @@ class PartitionReader:
 
     def _batches(self) -> Iterator[SourceBatch]:
         try:
-            yield from read_source(self._source, self._partition, self._base)
+            yield from read_source(self._source, self._partition, self._base, self._root)
         except SourceMissingError:
             if not self._source.allow_empty:
                 raise
@@ -177,7 +180,7 @@ class PartitionReader:
         return f"{cut(repr(good.column('row_key')[row].as_py()), SHOWN_VALUE)} in {place}"
 
     def _named(self) -> str:
-        return f"{self._source.uri}, partition {self._partition.key}"
+        return f"{self._source.place}, partition {self._partition.key}"
 
     def _empty(self) -> SourceMissingError:
         unplaced = self.counts.unplaced
@@ -188,9 +191,7 @@ class PartitionReader:
         )
 
     def _changed(self) -> SourceError:
-        return SourceError(
-            f"{self._named()}: the files changed while they were read; run the partition again"
-        )
+        return SourceError(f"{self._named()}: the source changed while it was read; run the partition again")
 
 
 def read_partition(source: SourceSpec, partition: Partition, base: Path) -> PartitionReader:

@@ -255,10 +255,10 @@ class ObjectPath:
     def is_dir(self) -> bool:
         return next(self.iterdir(), None) is not None
 
-    def open(self, mode: str = "rb") -> IO[bytes]:
-        """The object as a file that can be searched; only what is read is fetched."""
+    def open(self, mode: str = "rb", buffering: int = 2**16) -> IO[bytes]:
+        """The object as a file that can be searched; only what is read is fetched, `buffering` bytes or more at a time."""
         assert mode == "rb"
-        return io.BufferedReader(_Reader(self), 2**16)
+        return io.BufferedReader(_Reader(self), buffering)
 
     def chunks(self) -> Iterator[bytes]:
         """The whole content, some megabytes at a time."""

@@ -1,15 +1,10 @@
-"""The files of a source, and the rows in them that belong to a partition.
+"""The rows of a source that belong to a partition.
 
-Decides which files a uri names and in what order they are read, and leaves out the rows of other partitions.
-The formats are in `readers`, the judgement of rows in `contract`; `intake` puts them together. Nothing here
-holds more than a batch of rows at a time.
-
-A uri is a file, a glob, or a folder, of which all files of the format are read, those in folders below it
-too, except where a name begins with `.` or `_`. Relative ones start from the project's folder.
+Decides in what order what is read, and leaves out the rows of other partitions. Which files there are is in `finding`,
+the formats in `readers`, the judgement of rows in `contract`; `intake` puts them together. Nothing here holds more than
+a batch of rows at a time.
 """
 
-import glob
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -19,39 +14,50 @@ import numpy as np
 import pyarrow as pa
 
 from batch_platform.core.data.cells import CellType
-from batch_platform.core.data.contract import SourceBatch, printable
-from batch_platform.core.data.files import sha256_of
+from batch_platform.core.data.contract import SourceBatch
+from batch_platform.core.data.databases.reading import Values
+from batch_platform.core.data.files import Location, sha256_of
+from batch_platform.core.data.finding import find_files, folder_of, source_name
 from batch_platform.core.data.partitions import Partition
 from batch_platform.core.data.readers.delimited import read_csv
+from batch_platform.core.data.readers.delta import read_delta
+from batch_platform.core.data.readers.documents import read_documents
 from batch_platform.core.data.readers.jsonl import read_jsonl
 from batch_platform.core.data.readers.parquet import read_parquet
+from batch_platform.core.data.readers.predictions import prediction_digests, read_predictions
+from batch_platform.core.data.readers.sql import read_sql
 from batch_platform.core.data.window import Window
 from batch_platform.core.spec import SourceSpec
-from batch_platform.errors import ContractError, NotYetSupportedError, SourceError, SourceMissingError
-
-_SUFFIXES: dict[str, tuple[str, ...]] = {
-    "parquet": (".parquet", ".pq"),
-    "csv": (".csv", ".csv.gz"),
-    "jsonl": (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz"),
-}
+from batch_platform.errors import ContractError, SourceMissingError
+from batch_platform.settings import Settings
 
 _TEXT_READERS = {"csv": read_csv, "jsonl": read_jsonl}
 
 
-def read_source(source: SourceSpec, partition: Partition, base: Path) -> Iterator[SourceBatch]:
-    """The rows of a source that belong to a partition, file by file in the order of their names.
+def read_source(
+    source: SourceSpec, partition: Partition, base: Path, root: Location | None = None
+) -> Iterator[SourceBatch]:
+    """The rows of a source that belong to a partition: of files in the order of their names, of a query as it gives them.
 
     Args:
-        source: the source; its format one of parquet, csv and jsonl.
+        source: the source.
         partition: the partition; its key stands for `{partition}` in the uri.
         base: the project's folder.
+        root: the platform's root, for format predictions; the environment's without it.
 
     Raises:
         SourceMissingError: there is no such file.
-        SourceError: a file cannot be read.
-        ContractError: a file has not the columns of the contract.
+        SourceError: a file cannot be read, or the database refuses.
+        ContractError: a file or result has not the columns of the contract.
+        SettingsError: there is no address of the database in the environment.
     """
     types: dict[str, CellType] = {name: spec.type for name, spec in source.columns.items()}
+    if source.query is not None and source.connection_env is not None:
+        values: Values = {"start": partition.start, "end": partition.end, "partition": partition.key}
+        return read_sql(source.connection_env, source.query, types, values, base)
+    assert source.uri is not None  # the pipeline file was checked
+    if source.format == "predictions":
+        return read_predictions(root or Settings.from_env().root, source.uri, partition.key, types)
     shown = not any(spec.sensitive for spec in source.columns.values())
     uri = source.uri.replace("{partition}", partition.key)
     window = None if source.partition_column is None else Window(source.partition_column, partition)
@@ -71,7 +77,7 @@ def read_files(
 
     Args:
         uri: file, folder or glob without placeholders.
-        file_format: parquet, csv or jsonl.
+        file_format: parquet, csv, jsonl, documents or delta.
         columns: the columns wanted and their types; `text` takes any scalar as its text.
         base: folder that relative uris start from.
         window: rows outside it are left out.
@@ -80,6 +86,14 @@ def read_files(
     Raises:
         As `read_source`, and NotYetSupportedError for another format.
     """
+    if file_format == "delta":
+        batches = read_delta(uri, columns, base, window)
+        yield from batches if window is None else _within(batches, window, uri)
+        return
+    if file_format == "documents":
+        named = [(path, source_name(path, base)) for path in find_files(uri, file_format, base)]
+        yield from read_documents(named, folder_of(uri, base), columns)
+        return
     for path in find_files(uri, file_format, base):
         name = source_name(path, base)
         if file_format == "parquet":
@@ -89,35 +103,18 @@ def read_files(
         yield from batches if window is None else _within(batches, window, name)
 
 
-def find_files(uri: str, file_format: str, base: Path) -> list[Path]:
-    """The files that a uri names, sorted by path.
-
-    Raises:
-        SourceMissingError: there are none.
-        SourceError: a folder may not be looked into.
-        NotYetSupportedError: the format or the place is one of a later release.
-    """
-    if file_format not in _SUFFIXES or "://" in uri:
-        raise NotYetSupportedError(f"{uri} ({file_format}): reading it comes with a later release")
-    try:
-        found = sorted({file for path in _matches(uri, base) for file in _files(path, file_format)})
-    except OSError as error:
-        raise SourceError(f"{uri} cannot be looked into ({error.strerror}): check its permissions") from error
-    except ValueError as error:
-        raise SourceError(f"{uri} is no usable path or glob ({error}): correct source.uri") from error
-    if not found:
-        raise SourceMissingError(
-            f"{uri}: no such {file_format} file below {base}. Check the uri and whether the data has "
-            "arrived; where a partition may have none, set source.allow_empty: true"
-        )
-    return found
-
-
-def source_digests(source: SourceSpec, partition: Partition, base: Path) -> dict[str, str]:
+def source_digests(
+    source: SourceSpec, partition: Partition, base: Path, root: Location | None = None
+) -> dict[str, str]:
     """SHA-256 of the files of a source that may hold rows of a partition, by the name that they have in tables.
 
-    A file is read once a process, as long as its size, time and inode stay.
+    A file is read once a process, as long as its size, time and inode stay. What is no file by itself (a query, a Delta
+    table) has none.
     """
+    if source.uri is None or source.format == "delta":
+        return {}
+    if source.format == "predictions":
+        return prediction_digests(root or Settings.from_env().root, source.uri, partition.key)
     uri = source.uri.replace("{partition}", partition.key)
     try:
         found = find_files(uri, source.format, base)
@@ -126,67 +123,17 @@ def source_digests(source: SourceSpec, partition: Partition, base: Path) -> dict
     return {source_name(path, base): _digest(path) for path in found}
 
 
-def _digest(path: Path) -> str:
-    stat = path.stat()
-    return _digest_once(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+def _digest(location: Location) -> str:
+    if isinstance(location, Path):
+        stat = location.stat()
+        return _digest_once(location, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    found = location.stat()
+    return _digest_once(location, found.st_size, int(found.st_mtime * 1e9), 0)
 
 
 @cache
-def _digest_once(path: Path, _size: int, _modified: int, _inode: int) -> str:
-    return sha256_of(path)
-
-
-def source_name(path: Path, base: Path) -> str:
-    """What a file is called in tables and messages: relative to `base` where it lies inside."""
-    absolute, root = (Path(os.path.normpath(place.absolute())) for place in (path, base))
-    name = absolute.relative_to(root) if absolute.is_relative_to(root) else path
-    return printable(name.as_posix())
-
-
-def _matches(uri: str, base: Path) -> list[Path]:
-    """What the uri names, as it stands or else as a glob."""
-    literal = base / uri
-    if _is_there(literal):
-        return [literal]
-    if not glob.has_magic(uri):
-        return []
-    parts = Path(uri).parts
-    fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
-    root = base.joinpath(*parts[:fixed])
-    if not _is_there(root):
-        return []
-    # glob takes a folder that it may not read for an empty one; listing it tells the two apart.
-    next(root.iterdir(), None)
-    found = list(root.glob(str(Path(*parts[fixed:]))))
-    if any(map(_hidden, parts[fixed:])):
-        return found
-    return [match for match in found if not any(map(_hidden, match.relative_to(root).parts))]
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
-
-
-def _hidden(name: str) -> bool:
-    return name[0] in "._"
-
-
-def _files(path: Path, file_format: str) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    for folder, folders, names in os.walk(path, onerror=_raise):
-        folders[:] = [name for name in folders if not _hidden(name)]
-        wanted = [name for name in names if not _hidden(name) and name.endswith(_SUFFIXES[file_format])]
-        yield from (Path(folder) / name for name in wanted)
-
-
-def _raise(error: OSError) -> None:
-    raise error
+def _digest_once(location: Location, _size: int, _modified: int, _inode: int) -> str:
+    return sha256_of(location)
 
 
 def _within(batches: Iterator[SourceBatch], window: Window, name: str) -> Iterator[SourceBatch]:

@@ -53,7 +53,7 @@ def stage(batches: Iterable[pa.RecordBatch], schema: pa.Schema, folder: Path, st
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        for table in _row_groups(batches, schema):
+        for table in row_groups(batches, schema):
             if file is None:
                 file = _OpenFile(folder / f"{stem}-{len(files):05d}.parquet", schema)
             file.write(table)
@@ -126,7 +126,8 @@ def _repeating(schema: pa.Schema) -> list[str]:
     return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in columns]
 
 
-def _row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+def row_groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Batches put together to the size of row groups, each batch cast to `schema`."""
     held: list[pa.RecordBatch] = []
     rows = size = 0
     for batch in batches:

@@ -26,7 +26,7 @@ class Window:
 
     def inside(self, column: pa.Array) -> BoolArray:
         """(rows,) bool for a date or timestamp column of the contract's types; nulls are outside."""
-        start, end = self._limits(column.type)
+        start, end = self.limits(column.type)
         within = pc.and_(pc.greater_equal(column, start), pc.less(column, end))
         return within.fill_null(False).to_numpy(zero_copy_only=False)
 
@@ -39,7 +39,8 @@ class Window:
             return highest >= _day(self.partition.start) and lowest < _day(self.partition.end)
         return True
 
-    def _limits(self, kind: pa.DataType) -> tuple[pa.Scalar, pa.Scalar]:
+    def limits(self, kind: pa.DataType) -> tuple[pa.Scalar, pa.Scalar]:
+        """The window's first and first excluded value, in a type of dates or timestamps."""
         start, end = self.partition.start, self.partition.end
         if pa.types.is_date(kind):
             return pa.scalar(_day(start), kind), pa.scalar(_day(end), kind)

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batch_platform.core.data.cells import arrow_type
-from batch_platform.core.data.sources import find_files, source_name
+from batch_platform.core.data.finding import find_files, source_name
+from batch_platform.core.data.readers.opening import open_searchable
 from batch_platform.core.spec import LANDED_COLUMNS, ColumnSpec, ColumnType, LookupSpec
 from batch_platform.errors import ContractError, SourceError
 
@@ -106,7 +107,7 @@ def _first_file(uri: str, base: Path) -> tuple[str, pa.Schema]:
     path = find_files(uri, "parquet", base)[0]
     name = source_name(path, base)
     try:
-        return name, pq.read_schema(path)
+        return name, pq.read_schema(open_searchable(path))
     except (OSError, pa.ArrowInvalid) as error:
         raise SourceError(f"{name} is not a readable Parquet file ({str(error).splitlines()[0]})") from None
 

@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from batch_platform.core.data.files import Location
+from batch_platform.core.data.finding import place_of
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.errors import SettingsError
@@ -125,7 +126,7 @@ def _inputs(slice_: Slice, stage: str, upstream: Iterable[str], model_digest: st
     if stage == "raw":
         files = slice_.committed("raw").receipt["counts"]["files"]
         for name in files:
-            found.append(InputDataset(**_named(slice_.base / name)))
+            found.append(InputDataset(**_source(slice_, name)))
     for name in upstream:
         if name == "model":
             place = slice_.settings.registry / slice_.spec.model.name
@@ -151,6 +152,14 @@ def _output(slice_: Slice, result: StageResult) -> Any:
     return OutputDataset(
         **_named(slice_.layout.table(result.table)), facets=facets, outputFacets={"outputStatistics": counted}
     )
+
+
+def _source(slice_: Slice, name: str) -> dict[str, Any]:
+    """A source by its name in tables: a file, an object, or a query by the variable that names its database."""
+    kind, separator, variable = name.partition(":")
+    if separator and kind == "sql":
+        return {"namespace": "sql", "name": variable}
+    return _named(place_of(name, slice_.base))
 
 
 def _named(place: Location) -> dict[str, Any]:

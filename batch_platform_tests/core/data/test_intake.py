@@ -205,7 +205,7 @@ def test_a_file_that_changes_between_two_readings(
     superseded = LastOccurrences.superseded
     monkeypatch.setattr(LastOccurrences, "superseded", changing)
     lines(tmp_path, *keyed(("a", 1), ("b", 2), ("c", 3)))
-    with pytest.raises(SourceError, match="changed while they were read"):
+    with pytest.raises(SourceError, match="changed while it was read"):
         drained(read_partition(source(on_duplicate="last"), DAY, tmp_path))
 
 

@@ -17,9 +17,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from batch_platform.core.data.contract import SourceBatch
+from batch_platform.core.data.finding import find_files, source_name
 from batch_platform.core.data.partitions import Partition, PartitionCalendar
 from batch_platform.core.data.readers import delimited, jsonl, parquet
-from batch_platform.core.data.sources import find_files, read_files, read_source, source_name
+from batch_platform.core.data.sources import read_files, read_source
 from batch_platform.core.spec import SourceSpec
 from batch_platform.errors import ContractError, NotYetSupportedError, SourceError, SourceMissingError
 
@@ -103,10 +104,15 @@ def test_a_folder_that_may_not_be_read_is_not_missing(
     assert not isinstance(caught.value, SourceMissingError)
 
 
-@pytest.mark.parametrize(("uri", "kind"), [("s3://b/x.csv", "csv"), ("x", "delta")])
-def test_what_a_later_release_reads(tmp_path: Path, uri: str, kind: str) -> None:
+def test_what_is_no_format_of_files(tmp_path: Path) -> None:
     with pytest.raises(NotYetSupportedError):
-        find_files(uri, kind, tmp_path)
+        find_files("x", "sql", tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["http://b/x.csv", "s3:///x.csv"])
+def test_urls_that_are_no_place_in_object_storage(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(SourceError, match="only s3://bucket/key is known"):
+        find_files(uri, "csv", tmp_path)
 
 
 # -- CSV ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""CSV: commas, double quotes, UTF-8 (a byte-order mark is skipped), a header line; also gzipped.
+"""CSV: commas, double quotes, UTF-8 (a byte-order mark is skipped), a header line; also compressed (.gz, .bz2, .xz, .zst).
 
 Decides which lines make a record and which cannot be one. Python's parser is used, in strict mode, because
 Arrow's loses count of the rows where it skips a bad one. An empty cell is null for every type, quoted or not.
@@ -11,7 +11,6 @@ import io
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TextIO
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow as pa
 
 from batch_platform.core.data.cells import CellType, parse_text
 from batch_platform.core.data.contract import BadCell, Rejected, SourceBatch
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.readers.opening import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -110,7 +110,7 @@ class _Records:
 
 
 def read_csv(
-    path: Path, name: str, columns: Mapping[str, CellType], show_lines: bool
+    path: Location, name: str, columns: Mapping[str, CellType], show_lines: bool
 ) -> Iterator[SourceBatch]:
     """The rows of a CSV file, a few megabytes at a time.
 

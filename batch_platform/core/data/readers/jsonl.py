@@ -1,4 +1,4 @@
-"""JSON Lines: one JSON object a line, UTF-8; also gzipped.
+"""JSON Lines: one JSON object a line, UTF-8; also compressed (.gz, .bz2, .xz, .zst).
 
 Decides which lines are rows. A line that is no JSON object, or no UTF-8, or has a lone surrogate in a string
 of the contract, is a row that cannot be read. A field that a line does not have is null, because that is
@@ -8,7 +8,6 @@ lines are no rows.
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from batch_platform.core.data.cells import CellType, parse_json
 from batch_platform.core.data.contract import BadCell, Rejected, SourceBatch, printable
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.readers.opening import (
     BATCH_BYTES,
     BATCH_ROWS,
@@ -35,7 +35,7 @@ _MOST_NAMES = 1_000
 
 
 def read_jsonl(
-    path: Path, name: str, columns: Mapping[str, CellType], show_lines: bool
+    path: Location, name: str, columns: Mapping[str, CellType], show_lines: bool
 ) -> Iterator[SourceBatch]:
     """The rows of a JSON Lines file, a few megabytes at a time.
 

@@ -4,12 +4,14 @@ Decides how long a line may be, how many rows are held at once, and what an unre
 not know what the lines mean.
 """
 
+import bz2
 import gzip
+import io
+import lzma
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
@@ -17,12 +19,17 @@ import pyarrow as pa
 
 from batch_platform.core.data.cells import BoolArray
 from batch_platform.core.data.contract import SHOWN_PAYLOAD, BadCell, Rejected, cut, printable
-from batch_platform.errors import ContractError, SourceError
+from batch_platform.core.data.files import Location
+from batch_platform.core.data.objects import ObjectPath
+from batch_platform.errors import ContractError, SourceError, StorageError
 
 # A batch is closed at whichever comes first, so that rows of 1 MB do not add up to gigabytes.
 BATCH_ROWS = 16_384
 BATCH_BYTES = 8 << 20
 LONGEST_LINE = 32 << 20
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+# Object storage is asked for so much at a time.
+_REQUEST_BYTES = 4 << 20
 
 
 @contextmanager
@@ -30,8 +37,10 @@ def readable(name: str) -> Iterator[None]:
     """Turn what the operating system or a decompressor says about a file into a SourceError."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
         raise _damaged(name, error) from error
+    except StorageError as error:
+        raise SourceError(str(error)) from None
     except OSError as error:
         if error.errno is None and not error.strerror:  # Arrow's, about bytes that make no sense
             raise _damaged(name, error) from error
@@ -46,9 +55,23 @@ def _damaged(name: str, error: Exception) -> SourceError:
     )
 
 
-def open_bytes(path: Path) -> BinaryIO:
-    """The file's bytes, unpacked where its name ends in .gz."""
-    return cast(BinaryIO, gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb"))
+def open_bytes(path: Location) -> BinaryIO:
+    """The file's bytes, unpacked where its name says that it is compressed."""
+    raw = cast(BinaryIO, path.open("rb", _REQUEST_BYTES))
+    if path.name.endswith(".gz"):
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
+    if path.name.endswith(".bz2"):
+        return cast(BinaryIO, bz2.BZ2File(raw))
+    if path.name.endswith(".xz"):
+        return cast(BinaryIO, lzma.LZMAFile(raw))
+    if path.name.endswith(".zst"):
+        return cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(raw, "zstd")))
+    return raw
+
+
+def open_searchable(path: Location) -> "str | BinaryIO":
+    """The file for a reader that jumps about in it."""
+    return cast(BinaryIO, path.open("rb", _REQUEST_BYTES)) if isinstance(path, ObjectPath) else str(path)
 
 
 def line_too_long(name: str) -> SourceError:

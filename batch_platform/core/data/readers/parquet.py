@@ -6,7 +6,6 @@ range, bytes that are no UTF-8) are bad cells, not errors. It judges no row othe
 """
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,12 +13,14 @@ import pyarrow.parquet as pq
 
 from batch_platform.core.data.cells import CellType, cast_column, convertible
 from batch_platform.core.data.contract import BadCell, SourceBatch
+from batch_platform.core.data.files import Location
 from batch_platform.core.data.readers.opening import (
     BATCH_BYTES,
     BATCH_ROWS,
     bad_cells,
     batch_of,
     check_columns,
+    open_searchable,
     readable,
 )
 from batch_platform.core.data.window import Window
@@ -30,7 +31,7 @@ _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 def read_parquet(
-    path: Path, name: str, columns: Mapping[str, CellType], window: Window | None
+    path: Location, name: str, columns: Mapping[str, CellType], window: Window | None
 ) -> Iterator[SourceBatch]:
     """The rows of a Parquet file, a few megabytes at a time.
 
@@ -47,7 +48,7 @@ def read_parquet(
     with readable(name):
         file = _opened(path, name)
         with file:
-            _check_types(file.schema_arrow, name, columns)
+            check_types(file.schema_arrow, name, columns)
             first_row = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -59,10 +60,10 @@ def read_parquet(
                 first_row += rows
 
 
-def _opened(path: Path, name: str) -> pq.ParquetFile:
+def _opened(path: Location, name: str) -> pq.ParquetFile:
     try:
         # A buffer makes Arrow stream the pages of a column instead of loading its whole row group.
-        return pq.ParquetFile(path, buffer_size=_PAGE_BUFFER)
+        return pq.ParquetFile(open_searchable(path), buffer_size=_PAGE_BUFFER)
     except _UNREADABLE as error:
         raise _damaged(name, error) from error
 
@@ -74,7 +75,7 @@ def _damaged(name: str, error: Exception) -> SourceError:
     )
 
 
-def _check_types(schema: pa.Schema, name: str, columns: Mapping[str, CellType]) -> None:
+def check_types(schema: pa.Schema, name: str, columns: Mapping[str, CellType]) -> None:
     check_columns(name, columns, schema.names)
     for column, kind in columns.items():
         found = schema.field(column).type
@@ -122,7 +123,7 @@ def _group(
     row = first_row
     try:
         for batch in file.iter_batches(_rows_at_once(file, group), [group], columns=list(columns)):
-            yield _source_batch(batch, row, name, columns, file.schema_arrow.names)
+            yield source_batch(batch, row, name, columns, file.schema_arrow.names)
             row += batch.num_rows
     except _UNREADABLE as error:
         raise _damaged(name, error) from error
@@ -134,7 +135,7 @@ def _rows_at_once(file: pq.ParquetFile, group: int) -> int:
     return int(min(BATCH_ROWS, max(1, BATCH_BYTES // width)))
 
 
-def _source_batch(
+def source_batch(
     batch: pa.RecordBatch, first_row: int, name: str, columns: Mapping[str, CellType], seen: list[str]
 ) -> SourceBatch:
     parsed: dict[str, pa.Array] = {}
