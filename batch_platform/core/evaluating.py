@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batch_platform.core.data.finding import find_files
 from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.partitions import Partition
-from batch_platform.core.data.sources import find_files, read_files
+from batch_platform.core.data.sources import read_files
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.signature import ModelSignature
@@ -172,7 +173,7 @@ def labels_stamp(spec: LabelsSpec, partition_key: str, base: Path) -> str:
     """What stands for the label files of a partition as they are now: names, sizes and times; empty for none."""
     try:
         found = find_files(spec.uri.replace("{partition}", partition_key), spec.format, base)
-        stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+        stats = [[path.name, path.stat().st_size, path.stat().st_mtime] for path in found]
     except (SourceMissingError, FileNotFoundError):
         return ""
     return fingerprint({"files": stats})

@@ -803,7 +803,7 @@ class PipelineSpec(_Section):
             "lookups.uri with a URL": any("://" in lookup.uri for lookup in self.lookups),
             "model.challenger": self.model.challenger is not None,
             "inference.executor: ray": self.inference.executor == "ray",
-            "labels.format: sql": self.labels is not None and self.labels.format == "sql",
+            "labels.format": self.labels is not None and self.labels.format in ("delta", "sql"),
             f"automation.trigger: {self.automation.trigger}": self.automation.trigger
             in ("on_arrival", "upstream"),
             "automation.off_peak": self.automation.off_peak is not None,

@@ -211,7 +211,7 @@ LABELS = {"uri": "{partition}", "row_key": "id", "column": "y"}
 LATER: list[tuple[str, Any, str]] = [
     ("model.challenger", "next", "model.challenger"),
     ("inference.executor", "ray", "inference.executor: ray"),
-    ("labels", LABELS | {"format": "sql"}, "labels.format: sql"),
+    ("labels", LABELS | {"format": "sql"}, "labels.format"),
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22-06", "automation.off_peak"),
