@@ -258,7 +258,7 @@ def others(reference: list[tuple[date, Table]], days: list[tuple[date, Table]]) 
                 p.append(chi2_contingency([a + 0.5, b + 0.5]).pvalue)
                 drifted.append(_jensen_shannon(a, b) > 0.1 if large_day else p[-1] < 0.05)
             else:
-                p.append(ks_2samp(known, now).pvalue)
+                p.append(ks_2samp(known, now, method="asymp").pvalue)
                 distance = wasserstein_distance(known, now) / max(known.std(), 1e-9) if large_day else 0
                 drifted.append(distance > 0.1 if large_day else p[-1] < 0.05)
                 edges = np.unique(np.quantile(known, np.linspace(0, 1, 11)))[1:-1]
