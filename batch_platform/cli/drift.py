@@ -1,10 +1,16 @@
-"""`batch-platform drift`: the owner's decisions on alarms."""
+"""`batch-platform drift`: the owner's decisions on alarms, and what each strictness would have alarmed on."""
 
 import json
+import math
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
 
 import click
 
+from batch_platform.core.back_testing import GroupBackTest, PipelineBackTest, back_test
 from batch_platform.core.layout import Layout
+from batch_platform.core.monitoring.back_test import Trial
 from batch_platform.core.monitoring.reviews import Decision, Review
 from batch_platform.core.pipelines import defs_folder, find_pipeline, training_module
 from batch_platform.core.reviewing import as_values, decide
@@ -15,7 +21,7 @@ from batch_platform.settings import Settings
 
 @click.group()
 def drift() -> None:
-    """Drift alarms: decide on them."""
+    """Drift alarms: decide on them; see what another strictness would have done."""
 
 
 @drift.command()
@@ -72,3 +78,64 @@ def _text(pipeline: str, made: Review) -> str:
     if made.retrain:
         lines.append(f"and it starts the training; without one: dg launch --assets {pipeline}/training")
     return "\n".join(lines)
+
+
+@drift.command()
+@click.argument("pipeline")
+@click.option("--json", "as_json", is_flag=True, help="For programs: one object.")
+def backtest(pipeline: str, as_json: bool) -> None:
+    """Show what each strictness would have done: false alarms, and how soon changes are found.
+
+    The later half of the reference is judged by the days before it (walk-forward), and every alarm there counts as
+    false; changes are put into it to see when they are found. The partitions since the reference are judged as
+    they were; their alarms may be true. Nothing is written. Exit code 1 where no strictness keeps the budget.
+    """
+    found = back_test(find_pipeline(defs_folder(), pipeline), Settings.from_env())
+    if as_json:
+        click.echo(json.dumps(_plain(asdict(found)), indent=2, ensure_ascii=False))
+    else:
+        click.echo("\n\n".join([_heading(found), *map(_table, found.groups)]))
+    if not all(group.calibration.meets_budget for group in found.groups):
+        raise SystemExit(1)
+
+
+def _heading(found: PipelineBackTest) -> str:
+    keys = found.reference.keys
+    return f"{found.pipeline}: reference {found.reference.version}, {len(keys)} partitions, {keys[0]} to {keys[-1]}"
+
+
+def _table(group: GroupBackTest) -> str:
+    chosen = group.calibration.strictness
+    lines = [f"{group.group}: {group.calibration.sentence()}"]
+    if not group.reference:
+        return "\n".join([*lines, "  too few reference days for a back-test"])
+    lines.append(
+        "  strictness | false alarms  a quarter | since the reference | change: found within 7, median delay"
+    )
+    detections = {key: list(each) for key, each in groupby(group.detections, lambda found: found.strictness)}
+    for trial, since in zip(group.reference, group.since, strict=True):
+        found = ", ".join(
+            f"{each.change}: {each.found:.0%}" + (f", {each.delay:g}" if each.delay is not None else "")
+            for each in detections.get(trial.strictness, [])
+        )
+        mark = "*" if trial.strictness == chosen else " "
+        lines.append(
+            f"  {mark}{trial.strictness:9g} | {_runs(trial):>12}  {trial.per_quarter:9.1f} | {_runs(since):>19} | {found}"
+        )
+    lines.append(f"  * the least that keeps the budget of {group.calibration.budget:g} a quarter; set")
+    if group.alarms_since:
+        lines.append(f"  alarms since the reference: {', '.join(group.alarms_since)}")
+    return "\n".join(lines)
+
+
+def _runs(trial: Trial) -> str:
+    return f"{trial.episodes} on {trial.days}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ made beside the next partitions.
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import date
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from batch_platform.core.gate import CheckResult
 from batch_platform.core.monitoring import summary
 from batch_platform.core.monitoring.diagnosis import Diagnosis
 from batch_platform.core.monitoring.evidently_report import RenderRequest
-from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
+from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition, moment_of
 from batch_platform.core.monitoring.profile import Profile, profile_table
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.rendering import Renderer
@@ -158,11 +158,10 @@ def _watched(slice_: Slice) -> Watched:
     }
 
 
-def _days(slice_: Slice, store: ReferenceStore) -> dict[str, date]:
+def _days(slice_: Slice, store: ReferenceStore) -> dict[str, datetime]:
     reference = store.current()
     known = {slice_.key, *store.keys("features"), *(reference.keys if reference else ())}
-    # Every cadence's keys begin with the day, also those that the pipeline's calendar has no longer.
-    return {key: date.fromisoformat(key[:10]) for key in known}
+    return {key: moment_of(key) for key in known}
 
 
 def _profile(slice_: Slice, table: str, columns: Mapping[str, str]) -> Profile:

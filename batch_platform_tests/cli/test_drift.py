@@ -86,3 +86,28 @@ def test_wrong_usage(project: Project) -> None:
         ask("review", "nobody", MOVED, "--accept", "--by", "ann", "--why", "x")
     with pytest.raises(BatchPlatformError, match="there is nothing to accept"):
         ask("review", "mini", KEYS[5], "--accept", "--by", "ann", "--why", "x")
+
+
+def test_the_back_test_tells_what_each_strictness_would_have_done(project: Project) -> None:
+    shown = ask("backtest", "mini")
+    assert shown.exit_code == 0
+    assert f"mini: reference 1, 5 partitions, {KEYS[0]} to {KEYS[4]}" in shown.stdout
+    assert "too few reference days for a back-test" in shown.stdout
+    values = json.loads(ask("backtest", "mini", "--json").stdout)
+    features = next(group for group in values["groups"] if group["group"] == "features")
+    assert features["alarms_since"] == [MOVED]
+    assert (features["since"][0]["episodes"], features["since"][0]["days"]) == (1, 2)
+    assert {each["column"] for each in features["calibration"]["detectable"]} == {"amount", "plan", "body"}
+
+
+def test_a_back_test_without_a_reference_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Project(tmp_path)
+    made.add_pipeline("mini", ATTRIBUTES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BATCH_PLATFORM_ROOT", str(made.settings.root))
+    with pytest.raises(
+        BatchPlatformError, match=r"pipeline mini: not enough history: .* materialize drift_report"
+    ):
+        ask("backtest", "mini")

@@ -1,25 +1,28 @@
 """The drift decision: a day is judged by how much days differ from one another.
 
 The unit of replication is the day, not the row: with many rows every rule that tests rows finds every quiet
-day significant. Each column gives signed day statistics; each is centred (by weekday where the history allows),
-divided by the spread expected of it (between days, and the day's own sampling), and read against Student's t. An
-alert needs a false-discovery-controlled finding on one day, or a strong one in the same direction on two of three
-days, and an effect that is worth a look. `docs/monitoring.md` has what was measured of this rule.
+day significant. Each column gives signed day statistics (`day_statistics`); `normal` says what is usual for each,
+`evidence` how far the last days lie from it, `decision` whether that is an alert, and `back_test` how strict to be.
+`docs/monitoring.md` has what was measured of this rule.
 
-It decides from profiles alone; it knows neither files nor pipelines.
+Decides what a verdict says. It works from profiles alone; it knows neither files nor pipelines.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, time
 from itertools import pairwise
 from typing import Literal, Self
 
 import numpy as np
 
-from batch_platform.core.monitoring.day_statistics import DayValue, Yardstick, only_grows
-from batch_platform.core.monitoring.normal import Normal
+from batch_platform.core.monitoring.back_test import Detection, Trial, WalkForward, chosen, detections, tried
+from batch_platform.core.monitoring.day_statistics import Yardstick, only_grows
+from batch_platform.core.monitoring.decision import STRICTNESS, Rule, kind_of
+from batch_platform.core.monitoring.detectable import Detectable, detectable
+from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, WINDOWS, Evidence
+from batch_platform.core.monitoring.normal import DayValues, Normal
 from batch_platform.core.monitoring.profile import Profile
 from batch_platform.errors import MonitoringError
 
@@ -27,11 +30,6 @@ from batch_platform.errors import MonitoringError
 MINIMUM_REFERENCE_DAYS = 3
 DAYS_PER_QUARTER = 91
 
-_FALSE_DISCOVERY_RATE = 0.005
-_REPEATED_P = 0.002
-_MEMORY_DAYS = 3
-# Effects below these are not worth anybody's time, however sure.
-_FLOORS = {"mean rank": 0.04, "spread of ranks": 0.02, "null rate": 0.05, "share": 0.04, "mean vector": 0.005}
 # By chance so many days in a row would rise once in 5,000 columns.
 _DAYS_OF_GROWTH = 7
 _NAMED_FINDINGS = 5
@@ -53,6 +51,7 @@ class Finding:
             variance of the reference's rows.
         z: effect in units of its expected spread.
         p: two-sided, under no drift.
+        partitions: how many partitions in a row it rests on, the judged one the last.
     """
 
     column: str
@@ -61,6 +60,7 @@ class Finding:
     effect: float
     z: float
     p: float
+    partitions: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,57 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """How the decision is set for this pipeline, and what it is worth.
+
+    Attributes:
+        budget: false alarms a quarter that were allowed.
+        judgements_per_quarter: partitions in a quarter.
+        strictness: how often the spread between days is taken; chosen by back-test.
+        trial: what that strictness would have done on the later reference days, judged by those before them;
+            None where the reference is too short for that.
+        season: by what partitions are grouped: weekday, hour of the week, hour of the day, or none.
+        detectable: smallest change of each statistic that nine of ten times is found within seven partitions.
+    """
+
+    budget: float
+    judgements_per_quarter: float
+    strictness: float
+    trial: Trial | None = None
+    season: str = "none"
+    detectable: tuple[Detectable, ...] = ()
+
+    @property
+    def meets_budget(self) -> bool:
+        """Whether the back-test found no more false alarms than were allowed; True where there was none."""
+        return self.trial is None or self.trial.per_quarter <= self.budget
+
+    def sentence(self) -> str:
+        """The false-alarm rate in words, for reports."""
+        if self.trial is None:
+            return f"set for at most {self.budget:g} false alarms a quarter; not back-tested: the reference is too short"
+        words = f"{self.trial.episodes} false alarms on {self.trial.days} back-tested partitions"
+        kept = "set for" if self.meets_budget else "the history does not keep the budget of"
+        return (
+            f"{kept} at most {self.budget:g} false alarms a quarter; {words} at strictness {self.strictness:g} "
+            f"(95 % sure: fewer than {self.trial.at_most:.1f} a quarter)"
+        )
+
+
+@dataclass(frozen=True)
 class _Fitted:
-    """What was learnt of the reference."""
+    """What was learnt of the reference; `keys` are column and name of each statistic."""
 
     yardstick: Yardstick
-    normal: Mapping[tuple[str, str], Normal]
+    keys: tuple[tuple[str, str], ...]
+    normal: Normal | None
+    rule: Rule
+    history: tuple[tuple[date, DayValues], ...]
     growing: frozenset[str]
-    days: int
-    kappa: float
+    calibration: Calibration
+
+    def values(self, profile: Profile) -> DayValues:
+        return _aligned(self.keys, self.yardstick, profile)
 
 
 class DriftMonitor:
@@ -106,78 +149,144 @@ class DriftMonitor:
 
     def __init__(self, fitted: _Fitted) -> None:
         self._fitted = fitted
-        self._recent: deque[set[tuple[str, str, Direction]]] = deque(maxlen=_MEMORY_DAYS - 1)
+        self._recent: deque[tuple[date, DayValues]] = deque(maxlen=LONGEST_WINDOW)
 
     @classmethod
     def fit(cls, reference: Sequence[tuple[date, Profile]], false_alarms_per_quarter: float = 1.0) -> Self:
-        """Learn what is normal.
+        """Learn what is normal, and how strict to be.
 
         Args:
-            reference: day and profile of each reference partition; partitions without rows are left out.
-            false_alarms_per_quarter: budget of false alarms; a smaller one divides every z by more.
+            reference: day and profile of each reference partition; a datetime where there are several a day.
+                Partitions without rows are left out.
+            false_alarms_per_quarter: budget of false alarms.
 
         Raises:
             MonitoringError: the budget is not above 0.
         """
-        days = sorted(
+        if not false_alarms_per_quarter > 0:
+            raise MonitoringError(
+                f"drift.false_alarms_per_quarter is {false_alarms_per_quarter}: it must be above 0; 1 is usual"
+            )
+        known = sorted(
             ((day, profile) for day, profile in reference if profile.rows), key=lambda pair: pair[0]
         )
-        yardstick = Yardstick([profile for _, profile in days])
-        seen: dict[tuple[str, str], list[tuple[date, DayValue]]] = {}
-        for day, profile in days:
-            for key, value in yardstick.statistics(profile):
-                seen.setdefault(key, []).append((day, value))
-        normal = {
-            key: Normal.of(*zip(*values, strict=True))
-            for key, values in seen.items()
-            if len(values) >= MINIMUM_REFERENCE_DAYS
-        }
-        growing = frozenset(_growing([profile for _, profile in days]))
-        kappa = _kappa(false_alarms_per_quarter, _per_quarter([day for day, _ in days]))
-        return cls(_Fitted(yardstick, normal, growing, len(days), kappa))
+        moments, profiles = [day for day, _ in known], [profile for _, profile in known]
+        yardstick, growing = Yardstick(profiles), frozenset(_growing(profiles))
+        keys = tuple(_lasting(yardstick, profiles, growing))
+        kinds = [kind_of(statistic) for _, statistic in keys]
+        days = [_aligned(keys, yardstick, profile) for profile in profiles]
+        a_quarter = _per_quarter(moments)
+        rule = Rule.of(kinds, false_alarms_per_quarter, a_quarter)
+        calibration = Calibration(false_alarms_per_quarter, a_quarter, STRICTNESS[0])
+        history = tuple(zip(moments, days, strict=True))
+        if len(days) < MINIMUM_REFERENCE_DAYS or not keys:
+            return cls(_Fitted(yardstick, keys, None, rule, history, growing, calibration))
+        normal = Normal.of(moments, days, kinds)
+        trial = chosen(tried(WalkForward.of(moments, days, kinds), rule, a_quarter), false_alarms_per_quarter)
+        strictness = trial.strictness if trial else STRICTNESS[0]
+        smallest = tuple(detectable(keys, normal, rule, moments, days, strictness))
+        calibration = Calibration(
+            false_alarms_per_quarter, a_quarter, strictness, trial, normal.season.name, smallest
+        )
+        return cls(_Fitted(yardstick, keys, normal, rule, history, growing, calibration))
+
+    @property
+    def calibration(self) -> Calibration:
+        """How the decision is set, its false-alarm rate, and the smallest change that it finds."""
+        return self._fitted.calibration
 
     def restarted(self) -> "DriftMonitor":
         """A monitor with the same reference that has judged no day yet."""
         return DriftMonitor(self._fitted)
 
+    def at(self, strictness: float) -> "DriftMonitor":
+        """A monitor with the same reference and another strictness that has judged no day yet."""
+        calibration = replace(self.calibration, strictness=strictness)
+        return DriftMonitor(replace(self._fitted, calibration=calibration))
+
+    def back_test(self) -> tuple[list[Trial], list[Detection]]:
+        """Every strictness on the reference by walk-forward: false alarms, and how soon changes are found.
+
+        Both are empty where the reference is too short (`back_test.FEWEST_DAYS`).
+        """
+        fitted = self._fitted
+        if fitted.normal is None:
+            return [], []
+        moments, days = zip(*fitted.history, strict=True)
+        kinds = [kind_of(statistic) for _, statistic in fitted.keys]
+        history = WalkForward.of(moments, days, kinds)
+        false_alarms = tried(history, fitted.rule, self.calibration.judgements_per_quarter)
+        return list(false_alarms), list(detections(history, kinds, fitted.rule))
+
     def judge(self, day: date, profile: Profile) -> Verdict:
-        """Decide on a day; call in date order, as the two-of-three rule remembers the days before."""
-        days = self._fitted.days
+        """Decide on a day; call in date order, as the days before have a say."""
+        days = len(self._fitted.history)
         if days < MINIMUM_REFERENCE_DAYS:
             words = f"not enough history: {days} reference days, {MINIMUM_REFERENCE_DAYS} are needed at least"
             return Verdict("not enough history", (), profile.rows, days, {}, words)
         if not profile.rows:
             return Verdict("no rows", (), 0, days, {}, "no rows to judge")
-        candidates = list(self._candidates(day, profile))
-        strong = [finding for finding in candidates if finding.p < _REPEATED_P and _worth_a_look(finding)]
-        alarming = {
-            *(finding for finding in _discoveries(candidates) if _worth_a_look(finding)),
-            *(finding for finding in strong if any(_key(finding) in earlier for earlier in self._recent)),
-            *(_schema_change(column) for column in self._fitted.yardstick.schema_changes(profile)),
-        }
-        self._recent.append({_key(finding) for finding in strong})
-        findings = tuple(sorted(alarming, key=lambda f: (f.p, -abs(f.z), f.column, f.statistic)))
+        found, scores = self._found(day, profile)
+        changed = [_schema_change(column) for column in self._fitted.yardstick.schema_changes(profile)]
+        findings = tuple(sorted([*found, *changed], key=lambda f: (f.p, -abs(f.z), f.column, f.statistic)))
+        scores |= {finding.column: _LARGEST_SCORE for finding in changed}
         not_judged = tuple(sorted(self._fitted.growing & profile.columns.keys()))
         words = _sentence(findings) if findings else f"no drift found against {days} reference days"
         if not_judged:
             words += f"; not judged, as they only grow: {_few(not_judged)}"
         status: Status = "alert" if findings else "ok"
-        return Verdict(status, findings, profile.rows, days, _scores(candidates, findings), words, not_judged)
+        return Verdict(status, findings, profile.rows, days, scores, words, not_judged)
 
-    def _candidates(self, day: date, profile: Profile) -> Iterator[Finding]:
-        from scipy.special import stdtr
-
-        for (column, statistic), seen in self._fitted.yardstick.statistics(profile):
-            normal = self._fitted.normal.get((column, statistic))
-            if normal is None or (column in self._fitted.growing and statistic != "null rate"):
-                continue
-            effect, raw, degrees = normal.deviation(day, seen)
-            z = raw / self._fitted.kappa
-            p = float(2 * stdtr(degrees, -abs(z)))
-            yield Finding(column, statistic, "up" if effect > 0 else "down", effect, z, p)
+    def _found(self, day: date, profile: Profile) -> tuple[list[Finding], dict[str, float]]:
+        """Findings of a day, and the largest |z| of each column."""
+        fitted = self._fitted
+        if fitted.normal is None:
+            return [], {}
+        self._recent.append((day, fitted.values(profile)))
+        moments, values = zip(*self._recent, strict=True)
+        evidence = Evidence.of(fitted.normal, moments, values, fitted.calibration.strictness)
+        alarms, z, p = fitted.rule.alarms(evidence), evidence.z, evidence.p
+        scores: dict[str, float] = {}
+        judged = np.isfinite(z)
+        largest = np.abs(z).max(axis=0, initial=0.0, where=judged)
+        for place in np.flatnonzero(judged.any(axis=0)):
+            column, score = fitted.keys[place][0], float(largest[place])
+            scores[column] = max(scores.get(column, 0.0), min(score, _LARGEST_SCORE))
+        findings = []
+        for place in np.flatnonzero(alarms.any(axis=0)):
+            window = int(np.argmin(np.where(alarms[:, place], p[:, place], np.inf)))
+            effect = float(evidence.effect[window, place])
+            findings.append(
+                Finding(
+                    *fitted.keys[place],
+                    "up" if effect > 0 else "down",
+                    effect,
+                    float(z[window, place]),
+                    float(p[window, place]),
+                    min(WINDOWS[window], len(self._recent)),
+                )
+            )
+        return findings, scores
 
 
 # -- the reference ----------------------------------------------------------------------------------------
+
+
+def _lasting(
+    yardstick: Yardstick, profiles: Sequence[Profile], growing: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    """Statistics that enough reference days have; of numbers that only grow the nulls alone."""
+    seen = Counter(key for profile in profiles for key, _ in yardstick.statistics(profile))
+    for (column, statistic), days in seen.items():
+        if days >= MINIMUM_REFERENCE_DAYS and (column not in growing or statistic == "null rate"):
+            yield column, statistic
+
+
+def _aligned(keys: Sequence[tuple[str, str]], yardstick: Yardstick, profile: Profile) -> DayValues:
+    found = dict(yardstick.statistics(profile))
+    values = np.array([found[key].value if key in found else np.nan for key in keys])
+    sampling = np.array([found[key].sampling if key in found else np.nan for key in keys])
+    return DayValues(values, sampling)
 
 
 def _growing(days: Sequence[Profile]) -> Iterator[str]:
@@ -192,61 +301,28 @@ def _growing(days: Sequence[Profile]) -> Iterator[str]:
             yield name
 
 
-def _per_quarter(days: Sequence[date]) -> float:
+def _per_quarter(moments: Sequence[date]) -> float:
     """How many partitions a quarter has, by the reference; gaps of single days do not count."""
-    if len(days) < MINIMUM_REFERENCE_DAYS:
+    if len(moments) < MINIMUM_REFERENCE_DAYS:
         return DAYS_PER_QUARTER
-    between = sorted((after - before).days for before, after in pairwise(days))
+    between = sorted(_days_between(before, after) for before, after in pairwise(moments))
     usual = between[len(between) // 2]
-    a_day = 1 / usual if usual else max(Counter(days).values())
-    return DAYS_PER_QUARTER * a_day
+    return DAYS_PER_QUARTER * (1 / usual if usual else max(Counter(moments).values()))
 
 
-def _kappa(false_alarms_per_quarter: float, judgements_per_quarter: float) -> float:
-    """Divisor of every z: 1 for one false alarm in a quarter of daily judgements, larger for fewer.
-
-    On a normal tail the rate of exceedances falls by e for each 1/z in z; around z = 4.5 a factor of ten in the
-    budget is worth about 0.1 in kappa.
-    """
-    if not false_alarms_per_quarter > 0:
-        raise MonitoringError(
-            f"drift.false_alarms_per_quarter is {false_alarms_per_quarter}: it must be above 0; 1 is usual"
-        )
-    per_judgement = false_alarms_per_quarter / judgements_per_quarter
-    return float(np.clip(1.0 - 0.1 * np.log10(per_judgement * DAYS_PER_QUARTER), 0.8, 1.8))
+def _days_between(before: date, after: date) -> float:
+    return (_moment(after) - _moment(before)).total_seconds() / 86_400
 
 
-# -- deciding ---------------------------------------------------------------------------------------------
+def _moment(day: date) -> datetime:
+    return day if isinstance(day, datetime) else datetime.combine(day, time())
 
 
-def _discoveries(candidates: Iterable[Finding]) -> list[Finding]:
-    """Benjamini and Hochberg's step-up rule (J. R. Statist. Soc. B 57, 1995)."""
-    ranked = sorted(candidates, key=lambda finding: finding.p)
-    passed = 0
-    for rank, finding in enumerate(ranked, start=1):
-        if finding.p <= _FALSE_DISCOVERY_RATE * rank / len(ranked):
-            passed = rank
-    return ranked[:passed]
+# -- words ------------------------------------------------------------------------------------------------
 
 
 def _schema_change(column: str) -> Finding:
     return Finding(column, "schema", "changed", 1.0, np.inf, 0.0)
-
-
-def _worth_a_look(finding: Finding) -> bool:
-    floor = next(value for name, value in _FLOORS.items() if finding.statistic.startswith(name))
-    return abs(finding.effect) >= floor
-
-
-def _key(finding: Finding) -> tuple[str, str, Direction]:
-    return finding.column, finding.statistic, finding.direction
-
-
-def _scores(candidates: Iterable[Finding], findings: Iterable[Finding]) -> dict[str, float]:
-    scores: dict[str, float] = {}
-    for finding in [*candidates, *findings]:
-        scores[finding.column] = max(scores.get(finding.column, 0.0), min(abs(finding.z), _LARGEST_SCORE))
-    return scores
 
 
 def _sentence(findings: Sequence[Finding]) -> str:

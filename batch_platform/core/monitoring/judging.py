@@ -5,17 +5,17 @@ partition gets the same judgement whatever was judged after it. It does not know
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, field
+from datetime import date, datetime
 from functools import lru_cache
 from itertools import islice
 
-from batch_platform.core.monitoring.drift import DriftMonitor, Verdict
+from batch_platform.core.monitoring.drift import Calibration, DriftMonitor, Verdict
+from batch_platform.core.monitoring.evidence import LONGEST_WINDOW
 from batch_platform.core.monitoring.profile import Profile
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 
-# Days before the judged one that the two-of-three rule remembers.
-_LOOK_BACK = 2
+_LOOK_BACK = LONGEST_WINDOW - 1
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,13 @@ class DriftJudgement:
     Attributes:
         verdicts: by group of columns: features, predictions.
         reference: None while there is none.
+        calibrations: by group: how the decision is set, its false-alarm rate, the smallest change that it finds;
+            only of groups that were judged.
     """
 
     verdicts: Mapping[str, Verdict]
     reference: Reference | None
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
 
 def judge_partition(
@@ -70,14 +73,31 @@ def judge_partition(
     after = [key for key in before if key > reference.keys[-1]]
     earlier = list(islice(_with_rows(store, first_group, reversed(after)), _LOOK_BACK))[::-1]
     budget = false_alarms_per_quarter / len(profiles)
-    verdicts = {}
+    verdicts, calibrations = {}, {}
     for group, profile in profiles.items():
         reference_days = tuple(days[key] for key in reference.keys)
         monitor = _fitted(store, reference, group, reference_days, budget).restarted()
         for key in earlier:
             monitor.judge(days[key], store.load_profile(group, key))
         verdicts[group] = monitor.judge(days[partition_key], profile)
-    return DriftJudgement(verdicts, reference)
+        calibrations[group] = monitor.calibration
+    return DriftJudgement(verdicts, reference, calibrations)
+
+
+def moment_of(partition_key: str) -> datetime:
+    """Beginning of a partition, as its key tells it: of every cadence a date, of hourly ones the hour too."""
+    day, hour = partition_key[:10], partition_key[11:]
+    return datetime.fromisoformat(f"{day}T{hour}" if hour else day)
+
+
+def monitor_of(store: ReferenceStore, reference: Reference, group: str, budget: float) -> DriftMonitor:
+    """The monitor of one group of a reference, which has judged no day yet.
+
+    Raises:
+        MonitoringError: a profile of the reference cannot be read.
+    """
+    days = tuple(moment_of(key) for key in reference.keys)
+    return _fitted(store, reference, group, days, budget).restarted()
 
 
 @lru_cache(maxsize=8)

@@ -1,7 +1,8 @@
-"""What is normal for a statistic: its centre, by weekday where the history allows, and how days scatter about it.
+"""What is normal for each statistic: its centre, by season where the history allows, and how days scatter about it.
 
-Decides the estimates; which statistic, and what follows from a deviation, is not known here. A day counts for as
-much as it is sure: with variance b between days and s by its sampling it weighs 1 / (b + s).
+Decides the estimates, for all statistics of a table at once; what a statistic means, and what follows from a
+deviation, is not known here. A day counts for as much as it is sure: with variance b between days and s by its
+sampling it weighs 1 / (b + s).
 """
 
 from collections.abc import Sequence
@@ -12,98 +13,170 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from batch_platform.core.monitoring.day_statistics import DayValue
-
-# A weekday's centre is used where each weekday that occurs was seen so often.
-_DAYS_PER_WEEKDAY = 4
-_ROUNDS = 3
-# How far the spread between the reference days may understate that of the days to come: they are few, and their
-# effects have heavier tails than a bell curve. The sampling of rows needs no such allowance.
-_ALLOWANCE = 1.25
-_LONGEST_MEMORY = 0.95
-_FEWEST_DAYS = 2.0
+from batch_platform.core.monitoring.memory import expected, memories
+from batch_platform.core.monitoring.season import Season
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+_ROUNDS = 3
+_FEWEST_TO_POOL = 3
+_MOST_GAINED = 10.0
+# The mean of what is above 0 is more than the estimate, the more so the fewer the days: it stands for so many days.
+_PRIOR_DEGREES = 4
+_TINY = 1e-300
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """Centres by group, the variance of each centre's estimate, and the variance between days about them."""
+class DayValues:
+    """Statistics of one day.
 
-    centres: dict[int, tuple[float, float]]
-    between: float
-    degrees: int
+    Attributes:
+        values: (statistics,) NaN where the day has not that one.
+        sampling: (statistics,) the variance that sampling so many rows gives each.
+    """
+
+    values: Floats
+    sampling: Floats
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Centres of groups of days, and the scatter about them.
+
+    Attributes:
+        centres: (groups, statistics).
+        unsure: (groups, statistics) variance of each centre's estimate beyond `common`.
+        common: (statistics,) variance that the estimates of all centres share.
+        between: (statistics,) variance between days.
+        memory: (statistics,) how much the effect of a day resembles that of the day before, 0..0.98.
+        degrees: (statistics,) degrees of freedom of `between`.
+    """
+
+    centres: Floats
+    unsure: Floats
+    common: Floats
+    between: Floats
+    memory: Floats
+    degrees: Floats
 
 
 @dataclass(frozen=True)
 class Normal:
-    """A statistic's distribution over the reference days."""
+    """The distribution of statistics over the reference days."""
 
-    all_days: _Fit
-    by_weekday: _Fit | None
+    season: Season
+    by_season: Fit
+    all_days: Fit
 
     @classmethod
-    def of(cls, days: Sequence[date], values: Sequence[DayValue]) -> Self:
-        """Estimate from reference days, at least two."""
-        seen = np.array([value.value for value in values])
-        sampling = np.array([value.sampling for value in values])
-        weekdays = np.array([day.weekday() for day in days])
-        counts = np.unique(weekdays, return_counts=True)[1]
-        enough = len(counts) > 1 and counts.min() >= _DAYS_PER_WEEKDAY
+    def of(cls, moments: Sequence[date], days: Sequence[DayValues], kinds: Sequence[str]) -> Self:
+        """Estimate from reference days, at least two.
+
+        Args:
+            moments: of each day, oldest first; with the time of day where there are several partitions a day.
+            days: their statistics.
+            kinds: kind of each statistic; of one kind the variances between days are estimated together.
+        """
+        values = np.array([day.values for day in days])
+        sampling = np.array([day.sampling for day in days])
+        season = Season.of(moments)
+        groups = np.array([season.group(moment) for moment in moments])
+        names = np.array(kinds)
+        all_days = _fit(values, sampling, np.zeros(len(days), int), names)
+        if season.name == "none":
+            return cls(season, all_days, all_days)
         return cls(
-            _fit(seen, sampling, np.zeros(len(seen), int)), _fit(seen, sampling, weekdays) if enough else None
+            season, _with_gaps(_fit(values, sampling, groups, names), values, groups, all_days), all_days
         )
 
-    def deviation(self, day: date, seen: DayValue) -> tuple[float, float, int]:
-        """Effect, effect over its expected spread, and the degrees of freedom of that spread."""
-        fit, group = self.all_days, 0
-        if self.by_weekday is not None and day.weekday() in self.by_weekday.centres:
-            fit, group = self.by_weekday, day.weekday()
-        centre, unsure = fit.centres[group]
-        effect = seen.value - centre
-        spread = float(np.sqrt(_ALLOWANCE**2 * (fit.between + unsure) + seen.sampling))
-        return effect, effect / spread, fit.degrees
+    def fit_for(self, moments: Sequence[date]) -> tuple[Fit, Integers]:
+        """The fit by which these days can be judged, and the group of each, (days,)."""
+        groups = [self.season.group(moment) for moment in moments]
+        if None in groups:
+            return self.all_days, np.zeros(len(groups), int)
+        return self.by_season, np.array(groups)
 
 
-def _fit(seen: Floats, sampling: Floats, groups: npt.NDArray[np.int_]) -> _Fit:
-    found = np.unique(groups)
-    degrees = max(1, len(seen) - len(found))
-    between = float(seen.var())
+def _fit(values: Floats, sampling: Floats, groups: Integers, kinds: npt.NDArray[np.str_]) -> Fit:
+    present = np.isfinite(values)
+    seen, noise = np.where(present, values, 0.0), np.where(present, sampling, 0.0)
+    member = np.eye(int(groups.max()) + 1)[groups]  # (days, groups)
+    count = present.sum(axis=0)
+    degrees = np.maximum(1, count - member.shape[1])
+    between = np.where(present, (seen - seen.sum(axis=0) / np.maximum(count, 1)) ** 2, 0).sum(axis=0)
+    between = between / np.maximum(count, 1)
     for _ in range(_ROUNDS):
-        weights = 1 / (between + sampling)
-        centres = {int(group): _centre(seen, weights, groups == group) for group in found}
-        left = seen - np.array([centres[int(group)][0] for group in groups])
+        weights = present / (between + noise + _TINY)
+        centres = (member.T @ (weights * seen)) / np.maximum(member.T @ weights, _TINY)
+        left = (seen - centres[groups]) * present
+        share = weights / np.maximum(weights.sum(axis=0), _TINY)
         # Estimating the centres has taken as many degrees of freedom as there are.
-        scaled = left**2 * len(seen) / degrees
-        between = max(0.0, float(np.average(scaled - sampling, weights=weights)))
-    independent = _independent_days(left, between)
-    if independent < len(seen):
-        # A slow wander: the reference shows only part of it, and its centre is as unsure as few days make it.
-        between *= independent / (independent - 1)
-        degrees = min(degrees, max(3, round(2 * independent)))
-        centres = {
-            group: (value, max(unsure, between / independent)) for group, (value, unsure) in centres.items()
-        }
-    return _Fit(centres, between, degrees)
+        between = np.maximum(0.0, (share * (left**2 * count / degrees - noise)).sum(axis=0))
+    pairs = np.sqrt(weights[1:] * weights[:-1])
+    product = (pairs * left[1:] * left[:-1]).sum(axis=0) / np.maximum(pairs.sum(axis=0), _TINY)
+    square, mean_noise = (share * left**2).sum(axis=0), (share * noise).sum(axis=0)
+    known = expected(tuple(groups.tolist()))
+    memory = memories(known, square, product, mean_noise, len(values))
+    shown = known.variance_at(memory)  # the part of the variance between days that the residuals show
+    between, gained = _pooled(
+        (square - mean_noise * known.variance[0]) / shown,
+        square * np.sqrt(2 / degrees) / shown,
+        mean_noise,
+        degrees,
+        kinds,
+    )
+    in_group = np.maximum(member.T @ present, 1)
+    unsure = (between * (1 - memory) + mean_noise) / in_group
+    return Fit(
+        centres, unsure, between * known.centre_at(memory), between, memory, degrees * gained + _PRIOR_DEGREES
+    )
 
 
-def _centre(seen: Floats, weights: Floats, chosen: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    return float(np.average(seen[chosen], weights=weights[chosen])), float(1 / weights[chosen].sum())
+def _pooled(
+    between: Floats, error: Floats, noise: Floats, degrees: Integers, kinds: npt.NDArray[np.str_]
+) -> tuple[Floats, Floats]:
+    """Variances between days, never below 0: each between its own estimate and that of its kind (empirical Bayes).
 
-
-def _independent_days(left: Floats, between: float) -> float:
-    """How many independent days tell as much of the centre as these, which may resemble the day before.
+    Where the noise of sampling hides the variance of every statistic of a kind, they tell together that it is
+    small; where they differ, each stands for itself. Then the mean of what is above 0 of a bell curve about it.
 
     Args:
-        left: (days,) what the centres leave, in the order of time.
-        between: variance between days; the rest of the variance of `left` is sampling, which has no memory.
+        between: estimates, (statistics,).
+        error: their standard errors.
+        noise: mean variance by sampling.
+        degrees: of freedom of each.
+        kinds: of each statistic.
+
+    Returns:
+        The variances, and how many times as much is known of each as by itself.
     """
-    days, total = len(left), float((left**2).mean())
-    if not between or not total:
-        return days
-    resemblance = float((left[1:] * left[:-1]).mean()) / total
-    if resemblance < 2 / np.sqrt(days):
-        return days  # as much as independent days show by chance
-    # Kendall's correction of the bias of short series (Biometrika 41, 1954).
-    memory = min(_LONGEST_MEMORY, (resemblance + (1 + 3 * resemblance) / days) * max(1.0, total / between))
-    return max(_FEWEST_DAYS, days * (1 - memory) / (1 + memory))
+    from scipy.special import ndtr
+
+    between, alone, error = between.copy(), error, error.copy()
+    for kind in np.unique(kinds):
+        chosen = (kinds == kind) & (noise > 0)
+        if chosen.sum() < _FEWEST_TO_POOL:
+            continue
+        ratios = between[chosen] / noise[chosen]
+        mean, freedom = max(float(ratios.mean()), 0.0), degrees[chosen]
+        own = 2 / freedom * (1 + np.maximum(ratios, mean)) ** 2
+        by_chance = float((2 / freedom).mean()) * (1 + mean) ** 2
+        # How much they differ is not known better than this: what cannot be seen may be there.
+        unseen = by_chance * float(np.sqrt(2 / chosen.sum()))
+        differing = max(0.0, float(ratios.var(ddof=1)) - by_chance) + unseen
+        between[chosen] = noise[chosen] * (differing * ratios + own * mean) / (differing + own)
+        error[chosen] = noise[chosen] * np.sqrt(differing * own / (differing + own) + own / chosen.sum())
+        between[chosen] += error[chosen]  # on the careful side
+    sigmas = np.clip(between / np.maximum(error, _TINY), -8.0, 40.0)
+    above = between + error * np.exp(-(sigmas**2) / 2) / np.sqrt(2 * np.pi) / ndtr(sigmas)
+    gained = np.clip((alone / np.maximum(error, _TINY)) ** 2, 1.0, _MOST_GAINED)
+    return np.maximum(above, 0.0), gained
+
+
+def _with_gaps(fit: Fit, values: Floats, groups: Integers, all_days: Fit) -> Fit:
+    """The fit, with the centre of all days where a statistic was never seen in a group."""
+    seen = np.array([np.isfinite(values[groups == group]).any(axis=0) for group in range(len(fit.centres))])
+    centres = np.where(seen, fit.centres, all_days.centres)
+    unsure = np.where(seen, fit.unsure, all_days.between + all_days.unsure)
+    return Fit(centres, unsure, fit.common, fit.between, fit.memory, fit.degrees)

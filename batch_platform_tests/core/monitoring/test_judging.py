@@ -2,7 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 
 from batch_platform.core.monitoring import judging
 from batch_platform.core.monitoring.drift import Verdict
-from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition
+from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition, moment_of
 from batch_platform.core.monitoring.profile import Profile, profile_table
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.errors import MonitoringError
@@ -246,4 +246,21 @@ def test_a_long_history_is_not_read_again_for_each_partition(
         ReferenceStore, "load_profile", lambda self, table, key: read.append(key) or load(self, table, key)
     )
     judge(started, WANTED + 12)
-    assert set(read) == {KEYS[WANTED + 10], KEYS[WANTED + 11]}
+    assert set(read) == set(KEYS[WANTED + 6 : WANTED + 12])
+
+
+def test_a_judgement_says_how_the_decision_is_set(started: ReferenceStore) -> None:
+    judgement = judge(started, WANTED)
+    calibration = judgement.calibrations["features"]
+    assert calibration.judgements_per_quarter == 91
+    assert calibration.budget == 0.5  # two groups share one false alarm a quarter
+    assert "not back-tested" in calibration.sentence()
+    assert {each.column for each in calibration.detectable} == {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("key", "moment"),
+    [("2026-01-31", datetime(2026, 1, 31)), ("2026-01-31-23:00", datetime(2026, 1, 31, 23))],
+)
+def test_a_key_tells_the_moment(key: str, moment: datetime) -> None:
+    assert moment_of(key) == moment

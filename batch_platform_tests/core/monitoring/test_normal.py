@@ -1,60 +1,130 @@
-"""What is normal: centres and spreads, and how unsure few or dependent days leave them."""
+"""What is normal: centres and spreads, and how unsure few, thin or dependent days leave them."""
 
-from datetime import date, timedelta
+from collections.abc import Sequence
+from datetime import date, datetime, timedelta
 
 import numpy as np
 import pytest
 
-from batch_platform.core.monitoring.day_statistics import DayValue, Yardstick
-from batch_platform.core.monitoring.normal import Normal
+from batch_platform.core.monitoring.day_statistics import Yardstick
+from batch_platform.core.monitoring.evidence import Evidence
+from batch_platform.core.monitoring.normal import DayValues, Normal
 from batch_platform.core.monitoring.profile import Profile
+from batch_platform.core.monitoring.season import Season
 from batch_platform_tests.core.monitoring.test_drift import small_topics
 
 START = date(2026, 1, 5)
 
 
-def normal(values: np.ndarray, sampling: float = 1e-8) -> Normal:
-    days = [START + timedelta(days=place) for place in range(len(values))]
-    return Normal.of(days, [DayValue(float(value), sampling) for value in values])
+def moments(count: int) -> list[date]:
+    return [START + timedelta(days=place) for place in range(count)]
 
 
-def wander(seed: int, memory: float, count: int = 56) -> np.ndarray:
-    """Day effects of variance 1 that resemble the day before by `memory`, (count,)."""
-    noise = np.random.default_rng(seed).normal(size=count + 100)
-    values = np.zeros(count + 100)
+def normal(values: np.ndarray, sampling: float = 1e-8, season: bool = True) -> Normal:
+    """Fitted to (days, statistics) values; without `season` all days are Mondays."""
+    days = moments(len(values)) if season else [START + timedelta(weeks=k) for k in range(len(values))]
+    return Normal.of(days, [values_of(row, sampling) for row in values], ["mean rank"] * values.shape[1])
+
+
+def values_of(row: Sequence[float] | np.ndarray, sampling: float = 1e-8) -> DayValues:
+    return DayValues(np.array(row, float), np.full(len(row), sampling))
+
+
+def wander(seed: int, memory: float, count: int = 56, columns: int = 20) -> np.ndarray:
+    """Day effects of variance 1 that resemble the day before by `memory`, (count, columns)."""
+    noise = np.random.default_rng(seed).normal(size=(count + 100, columns))
+    values = np.zeros((count + 100, columns))
     for day in range(1, count + 100):
         values[day] = memory * values[day - 1] + np.sqrt(1 - memory**2) * noise[day]
     return values[100:]
 
 
 def test_the_spread_between_days_and_the_sampling_add_up() -> None:
-    values = np.random.default_rng(0).normal(0, 1, 400)
-    effect, z, degrees = normal(values).deviation(START, DayValue(10.0, 0.0))
-    assert effect == pytest.approx(10, abs=0.4)
-    assert z == pytest.approx(10 / 1.25, rel=0.1)  # 1.25: the allowance
-    assert degrees in (393, 399)
-    assert normal(values).deviation(START, DayValue(10.0, 99.0))[1] == pytest.approx(1.0, rel=0.1)
+    fit = normal(wander(0, 0.0, 400, 1), season=False)
+    evidence = Evidence.of(fit, [START], [values_of([10.0])], strictness=1.5)
+    assert evidence.effect[0, 0] == pytest.approx(10, abs=0.4)
+    assert evidence.z[0, 0] == pytest.approx(10 / 1.5, rel=0.1)
+    noisy = Evidence.of(fit, [START], [values_of([10.0], 99.0)], strictness=1.0)
+    assert noisy.z[0, 0] == pytest.approx(1.0, rel=0.1)
 
 
 def test_what_sampling_explains_is_no_spread_between_days() -> None:
-    values = np.random.default_rng(0).normal(0, 1, 400)
-    assert normal(values, sampling=1.0).all_days.between < 0.15
+    assert normal(wander(0, 0.0, 400, 10), sampling=1.0).all_days.between.max() < 0.2
+
+
+def test_statistics_of_one_kind_tell_together_that_days_do_not_differ() -> None:
+    """Alone 56 days of noise leave room for a spread between days; forty columns of them do not."""
+    noise = wander(0, 0.0, 56, 40)
+    together = normal(noise, sampling=1.0).all_days.between
+    alone = [normal(noise[:, [column]], sampling=1.0).all_days.between[0] for column in range(40)]
+    assert np.max(together) < 0.6 * np.max(alone)
+
+
+def test_one_restless_column_among_quiet_ones_keeps_its_own_spread() -> None:
+    values = wander(0, 0.0, 56, 20)
+    values[:, 3] *= 5
+    between = normal(values, sampling=1.0).all_days.between
+    assert between[3] == pytest.approx(24, rel=0.5)
+    assert np.delete(between, 3).max() < 3
 
 
 def test_a_thin_day_hardly_moves_the_centre() -> None:
-    seen = [DayValue(0.0, 0.01)] * 20 + [DayValue(5.0, 25.0)]
-    days = [START + timedelta(days=place) for place in range(21)]
-    assert abs(Normal.of(days, seen).all_days.centres[0][0]) < 0.05
+    seen = [values_of([0.0], 0.01)] * 20 + [values_of([5.0], 25.0)]
+    fit = Normal.of(moments(21), seen, ["mean rank"]).all_days
+    assert abs(fit.centres[0, 0]) < 0.05
 
 
-def test_a_slow_wander_is_less_sure_than_independent_days() -> None:
-    far = DayValue(4.0, 0.0)
-    independent = [normal(wander(seed, 0.0)).all_days for seed in range(20)]
-    slow = [normal(wander(seed, 0.9)).deviation(START, far) for seed in range(20)]
-    assert np.median([fit.degrees for fit in independent]) == 55
-    assert np.median([degrees for _, _, degrees in slow]) < 20
-    # By its own variance alone the wander seen in 56 days would be taken for all of it.
-    assert np.median([abs(z) for _, z, _ in slow]) < 3.2
+@pytest.mark.parametrize("memory", [0.0, 0.5, 0.9])
+def test_the_memory_of_many_columns_is_found_in_one_short_history(memory: float) -> None:
+    found = [np.median(normal(wander(seed, memory)).by_season.memory) for seed in range(10)]
+    assert np.mean(found) == pytest.approx(memory, abs=0.08)
+
+
+def test_a_slow_wander_is_further_ahead_than_the_reference_shows() -> None:
+    """Where the wander will be is told as its whole variance, not that of the 56 days which were seen."""
+    fits = [normal(wander(seed, 0.9)).by_season for seed in range(20)]
+    told = np.mean([np.mean(fit.between) for fit in fits])
+    assert told == pytest.approx(1.0, rel=0.25)
+    # The mean of the reference is as unsure as that of three days or four.
+    assert 0.15 < np.mean([np.mean(fit.common) for fit in fits]) < 0.4
+
+
+def test_a_column_that_wanders_among_steady_ones_is_told_apart() -> None:
+    values = wander(0, 0.0)
+    values[:, :4] = wander(1, 0.9)[:, :4]
+    memory = normal(values).by_season.memory
+    assert memory[:4].min() > 0.5
+    assert np.median(memory[4:]) < 0.4
+
+
+def test_a_day_that_lacks_a_statistic_gives_no_evidence_on_it() -> None:
+    values = wander(0, 0.0, 56, 2)
+    values[::2, 1] = np.nan
+    fit = normal(values)
+    evidence = Evidence.of(fit, moments(2), [values_of([0.0, 9.0]), values_of([0.0, np.nan])], 1.4)
+    assert np.isnan(evidence.p[:, 1]).all()
+    assert np.isfinite(evidence.p[:, 0]).all()
+
+
+def hours(count: int) -> list[datetime]:
+    return [datetime(2026, 1, 5) + timedelta(hours=place) for place in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("days", "season"),
+    [
+        (moments(27), "none"),
+        (moments(28), "weekday"),
+        (hours(24 * 3), "none"),
+        (hours(24 * 4), "hour of the day"),
+        (hours(24 * 28), "hour of the week"),
+        ([START + timedelta(weeks=place) for place in range(60)], "none"),
+        ([date(2020 + place // 12, place % 12 + 1, 1) for place in range(10)], "none"),
+    ],
+    ids=["few days", "days", "few hours", "hours", "many hours", "weeks", "months"],
+)
+def test_the_season_is_the_finest_that_the_history_allows(days: list[date], season: str) -> None:
+    assert Season.of(days).name == season
 
 
 def test_vectors_of_thin_days_are_not_far_from_the_reference_on_average() -> None:

@@ -1,0 +1,87 @@
+"""The smallest change that the decision finds in this pipeline, in the units that people think in.
+
+Decides the words. The size follows from the same spreads that judge a day.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+
+from batch_platform.core.monitoring.decision import Rule
+from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, Evidence
+from batch_platform.core.monitoring.normal import DayValues, Normal
+
+# Found nine times of ten.
+_POWER_SIGMAS = 1.2816
+
+
+@dataclass(frozen=True)
+class Detectable:
+    """The smallest lasting change of a statistic that nine of ten times is found within seven partitions.
+
+    Attributes:
+        column: the column's name.
+        statistic: as in a finding.
+        effect: in the statistic's unit; infinite where no change would be found.
+        words: the same for people: `mean + 0.21 sd`, `1.0 % to 3.1 %`.
+    """
+
+    column: str
+    statistic: str
+    effect: float
+    words: str
+
+
+def detectable(
+    keys: Sequence[tuple[str, str]],
+    normal: Normal,
+    rule: Rule,
+    moments: Sequence[date],
+    days: Sequence[DayValues],
+    strictness: float,
+) -> Iterator[Detectable]:
+    """One for each statistic, at its usual number of rows.
+
+    Args:
+        keys: column and name of each statistic.
+        normal: fitted to the reference.
+        rule: the rule.
+        moments: the reference's; its last ones stand for those to come.
+        days: its statistics.
+        strictness: the chosen one.
+    """
+    from scipy.special import stdtrit
+
+    centres = normal.all_days.centres[0]
+    sampling = np.nanmedian([day.sampling for day in days], axis=0)
+    window = moments[-LONGEST_WINDOW:]
+    days_to_come = [DayValues(centres, sampling)] * len(window)
+    judged = Evidence.of(normal, window, days_to_come, strictness)
+    scatter = Evidence.of(normal, window, days_to_come, 1.0).spread[-1]
+    needed = -stdtrit(judged.degrees[-1], rule.threshold(len(keys)) / 2) * judged.spread[-1]
+    effects = np.maximum(rule.floors, needed) + _POWER_SIGMAS * scatter
+    for (column, statistic), effect, centre in zip(keys, effects.tolist(), centres.tolist(), strict=True):
+        yield Detectable(column, statistic, effect, _words(statistic, effect, centre))
+
+
+def _words(statistic: str, effect: float, centre: float) -> str:
+    from scipy.special import ndtri
+
+    if statistic.startswith("mean rank"):
+        # Of a bell curve, a shift of d standard deviations moves the mean rank by Phi(d / sqrt 2) - 1/2.
+        return f"mean ± {np.sqrt(2) * ndtri(0.5 + effect):.2f} sd" if effect < 0.49 else "none, however large"
+    if statistic.startswith("spread of ranks"):
+        # Of a bell curve, the factor f gives the mean distance atan(f) / pi from the middle rank.
+        return f"spread × {np.tan(np.pi * (0.25 + effect)):.2f}" if effect < 0.24 else "none, however large"
+    if statistic == "mean vector":
+        return f"squared distance of the means {effect:.3f} of the rows' variance"
+    most = np.pi / 2 - centre
+    if effect < most:
+        return f"{_percent(centre)} to {_percent(centre + effect)}"
+    return f"{_percent(centre)} to {_percent(centre - effect)}" if effect < centre else "none, however large"
+
+
+def _percent(angle: float) -> str:
+    return f"{100 * np.sin(angle) ** 2:.1f} %"
