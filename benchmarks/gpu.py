@@ -107,7 +107,8 @@ def run(options: argparse.Namespace, folder: Path) -> None:
         model = folder / name
         flop = make_model(model, sizes, options.tokenizer)
         expected = reference(model, table["text"].slice(0, FEW).to_pylist())
-        for contender, (work, batch) in CONTENDERS.items():
+        for contender in options.contenders:
+            work, batch = CONTENDERS[contender]
             source = all_rows if work is ours else few_rows
             rate, busy, found = timed(
                 work, model, source, folder / "out.parquet", useful[source], batch or options.batch_tokens
@@ -357,6 +358,7 @@ def _options() -> argparse.Namespace:
     work.add_argument("--tokenizer", type=Path, required=True)
     work.add_argument("--times", type=int, default=4, help="how often the engine reads the texts")
     work.add_argument("--few", type=int, default=20_000, help="rows for the other contenders")
+    work.add_argument("--contenders", nargs="*", choices=list(CONTENDERS), default=list(CONTENDERS))
     work.add_argument("--batch-tokens", type=int, help="budget of the engine's batches (default: its own)")
     return parser.parse_args()
 

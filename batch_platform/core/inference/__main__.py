@@ -126,9 +126,11 @@ def _stream(source: pq.ParquetFile, key: pa.Field, engine: Engine, output: Path)
     keys: deque[pa.ChunkedArray] = deque()
     schema = pa.schema([pa.field(key.name, key.type), *signature.output_schema()])
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    # Labels repeat; keys, scores and vectors do not, and a dictionary of them is made in vain.
+    repeating = [field.name for field in signature.output_schema() if pa.types.is_string(field.type)]
     meter, told = ProgressMeter(source.metadata.num_rows), time.monotonic()
     try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeating) as writer:
             for result in engine.score_stream(_shards(source, key.name, engine, keys)):
                 writer.write_table(_with_keys(result, keys.popleft(), schema, outcome))
                 meter.scored(result.stats)

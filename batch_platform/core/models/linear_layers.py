@@ -1,4 +1,4 @@
-"""Linear layers of text models: on a CPU in torch's own way, or by oneDNN where that is faster; on CUDA with the GELU in them.
+"""Linear layers of text models: in torch's own way; on a CPU by oneDNN where that is faster; on CUDA with the GELU in them.
 
 Nine tenths of a text model's work on a CPU are products with weights. torch gives those in float32 to MKL, which uses
 the widest instructions on its maker's processors alone; oneDNN, which torch carries too, uses them on all. Measured on an

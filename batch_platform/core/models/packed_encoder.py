@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batch_platform.core.models.linear_layers import onednn_is_faster, product_for
-from batch_platform.core.models.sums import sum_for
+from batch_platform.core.models.packed_kernels import Kernels, kernels_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from batch_platform.core.models.linear_layers import Product
-    from batch_platform.core.models.sums import NormalisedSum
 
 # Bodies whose layers are those of BERT: post-normalised, learned absolute positions.
 _BODIES = ("BertModel", "RobertaModel", "XLMRobertaModel", "CamembertModel")
@@ -69,15 +68,15 @@ class PackedEncoder:
     Attributes:
         first_position: row of the table of positions for the first token of a text.
         padding_id: the id that has that table's row of padding wherever it stands; None where none has.
-        backend: what computes the products and the sums.
+        backend: what computes the products, and what the rest.
     """
 
     def __init__(self, body: Any, device: str, dtype: str) -> None:
         import torch
 
         product, products = product_for(device, dtype)
-        total, sums = sum_for(device, dtype)
-        self.backend = f"{products}-{sums}"
+        kernels = kernels_for(device, dtype)
+        self.backend = f"{products}-{kernels.name}"
         embeddings = body.embeddings
         self._words = embeddings.word_embeddings.weight.detach()
         kind = embeddings.token_type_embeddings.weight.detach()[0]
@@ -86,7 +85,7 @@ class PackedEncoder:
         self._norm = embeddings.LayerNorm
         with torch.inference_mode():
             self._layers = [
-                _Layer(layer, product, total, body.config.hidden_act) for layer in body.encoder.layer
+                _Layer(layer, product, kernels, body.config.hidden_act) for layer in body.encoder.layer
             ]
         padding = getattr(embeddings, "padding_idx", None)  # the RoBERTa family's
         self.padding_id: int | None = padding
@@ -105,9 +104,9 @@ class PackedEncoder:
 class _Layer:
     """Attention and two products with an activation between them, each added to what came in and normalised."""
 
-    def __init__(self, layer: Any, product: "Product", total: "NormalisedSum", activation: str) -> None:
+    def __init__(self, layer: Any, product: "Product", kernels: Kernels, activation: str) -> None:
         attention = layer.attention.self
-        self._total = total
+        self._kernels = kernels
         self._heads = attention.num_attention_heads
         self._in = product(_joined([attention.query, attention.key, attention.value]), None)
         self._out = product(layer.attention.output.dense, None)
@@ -118,9 +117,9 @@ class _Layer:
 
     def __call__(self, hidden: "Tensor", texts: PackedTexts) -> "Tensor":
         three = self._in(hidden).view(len(hidden), 3, self._heads, -1)
-        mixed = attend(three, texts).view(len(hidden), -1)
-        hidden = self._total(self._norm, self._out(mixed), hidden)
-        return self._total(self._last_norm, self._narrow(self._wide(hidden)), hidden)
+        mixed = self._kernels.attention(three, texts.bounds, texts.lengths).view(len(hidden), -1)
+        hidden = self._kernels.added_norm(self._norm, self._out(mixed), hidden)
+        return self._kernels.added_norm(self._last_norm, self._narrow(self._wide(hidden)), hidden)
 
 
 def _joined(layers: "list[nn.Linear]") -> "nn.Linear":
@@ -133,44 +132,3 @@ def _joined(layers: "list[nn.Linear]") -> "nn.Linear":
         together = torch.cat([getattr(layer, name).detach() for layer in layers])
         setattr(joined, name, torch.nn.Parameter(together, requires_grad=False))
     return joined
-
-
-def attend(three: "Tensor", texts: PackedTexts) -> "Tensor":
-    """Attention within each text; products of queries and keys are divided by the root of their width.
-
-    Args:
-        three: (tokens, 3, heads, width), queries, keys and values.
-        texts: their bounds.
-
-    Returns:
-        (tokens, heads, width)
-    """
-    if three.is_cuda:
-        from torch.nn.attention.varlen import varlen_attn
-
-        longest = int(texts.lengths.max())
-        query, key, value = three.unbind(1)
-        bounds = texts.bounds
-        found = varlen_attn(query, key, value, bounds, bounds, longest, longest)
-        assert not isinstance(found, tuple)  # no statistics were asked for
-        return found
-    return _attend_by_length(three, texts.lengths)
-
-
-def _attend_by_length(three: "Tensor", lengths: np.ndarray) -> "Tensor":
-    """Texts of one length that lie side by side are attended to together: batches are sorted by length."""
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    _, _, heads, width = three.shape
-    mixed = torch.empty(len(three), heads, width, dtype=three.dtype)
-    cuts = np.flatnonzero(np.diff(lengths)) + 1
-    begin = 0
-    for run in np.split(lengths, cuts):
-        end = begin + int(run.sum())
-        # (texts, length, 3, heads, width) -> three of (texts, heads, length, width)
-        parts = three[begin:end].view(len(run), int(run[0]), 3, heads, width).permute(2, 0, 3, 1, 4)
-        found = scaled_dot_product_attention(parts[0], parts[1], parts[2])
-        mixed[begin:end].view(len(run), int(run[0]), heads, width).copy_(found.transpose(1, 2))
-        begin = end
-    return mixed
