@@ -8,6 +8,7 @@ TORCH_VERSION := 2.13.0
 UV_VERSION := 0.13.9
 UI_PORT ?= 3000
 REPORTS_PORT ?= 3001
+TEST_WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ ui: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## Dagster on 127.0.0.1:$(UI_POR
 
 test: $(VENV)/ready  ## everything needed to pass the tests, then the tests
 	@$(BIN)/python -m batch_platform_tests.requirements
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 torture: $(VENV)/ready  ## a thousand kills, full disks, races: the table of docs/reliability.md, in about an hour
 	@$(BIN)/python -m batch_platform_tests.torture.requirements

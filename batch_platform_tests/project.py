@@ -147,7 +147,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 180) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 400) -> Any:
     """Wait until the condition gives something true, and return it."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:

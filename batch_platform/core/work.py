@@ -132,7 +132,7 @@ def parameters_of(spec: PipelineSpec, signature: ModelSignature, engine: Engine)
     return {
         **engine.plan.to_dict(),
         "backend": engine.predictor.backend,
-        "shard_rows": shard_rows(spec.inference.shard_rows, signature),
+        "shard_rows": shard_rows(spec.inference.shard_rows, signature, engine.plan.device),
         "positive_class": signature.positive_class,
     }
 

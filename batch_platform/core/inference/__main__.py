@@ -29,7 +29,6 @@ from batch_platform.core.models.predictor import SIGNATURE_FILE, SignatureReques
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.errors import BatchPlatformError, SignatureError, SourceError
 
-SHARD_ROWS = 8192
 SHARD_BYTES = 64 * 2**20
 _READ_ROWS = 512  # texts
 _READ_NUMBERS = 65_536
@@ -127,10 +126,12 @@ def _stream(source: pq.ParquetFile, key: pa.Field, engine: Engine, output: Path)
     keys: deque[pa.ChunkedArray] = deque()
     schema = pa.schema([pa.field(key.name, key.type), *signature.output_schema()])
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    # Labels repeat; keys, scores and vectors do not, and a dictionary of them is made in vain.
+    repeating = [field.name for field in signature.output_schema() if pa.types.is_string(field.type)]
     meter, told = ProgressMeter(source.metadata.num_rows), time.monotonic()
     try:
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-            for result in engine.score_stream(_shards(source, key.name, signature, keys)):
+        with pq.ParquetWriter(temporary, schema, compression="zstd", use_dictionary=repeating) as writer:
+            for result in engine.score_stream(_shards(source, key.name, engine, keys)):
                 writer.write_table(_with_keys(result, keys.popleft(), schema, outcome))
                 meter.scored(result.stats)
                 if time.monotonic() - told >= _PROGRESS_SECONDS:
@@ -143,13 +144,13 @@ def _stream(source: pq.ParquetFile, key: pa.Field, engine: Engine, output: Path)
 
 
 def _shards(
-    source: pq.ParquetFile, key: str, signature: ModelSignature, keys: deque[pa.ChunkedArray]
+    source: pq.ParquetFile, key: str, engine: Engine, keys: deque[pa.ChunkedArray]
 ) -> Iterator[pa.Table]:
     """Shards keyed by row number, as the file's own keys may be of any type; these go to `keys`."""
+    signature = engine.predictor.signature
     columns = list(dict.fromkeys([key, *(column.name for column in signature.inputs)]))
-    is_text = signature.text_column is not None
-    shard, read = (SHARD_ROWS, _READ_ROWS) if is_text else (shard_rows("auto", signature), _READ_NUMBERS)
-    for table in _tables(source, columns, shard, read):
+    read = _READ_NUMBERS if signature.text_column is None else _READ_ROWS
+    for table in _tables(source, columns, shard_rows("auto", signature, engine.plan.device), read):
         keys.append(table[key])
         numbers = pa.array([str(number) for number in range(table.num_rows)], pa.string())
         features = table.select([column.name for column in signature.inputs])

@@ -7,10 +7,12 @@ when to give up. It does not know where shards come from, or what the numbers me
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +74,7 @@ class Shard:
     bisections: int = 0
     retries: int = 0
     timeouts: int = 0
+    forward_seconds: float = 0.0
     loop: "BatchLoop | None" = None  # that is to compute it
 
     def keep(self, batch: np.ndarray, raw: np.ndarray) -> None:
@@ -135,6 +138,10 @@ class BatchLoop:
         plan, row_did_not_fit = self._plan, False
         waiting = cut(costs, np.delete(np.arange(len(costs)), refused), plan)[::-1]
         while waiting:
+            if self._predictor.in_flight > 1 and not row_did_not_fit:
+                self._stream(shard, waiting)
+                if not waiting:
+                    break
             batch = waiting.pop()
             error = self._try(shard, batch)
             if error is None and not row_did_not_fit:
@@ -156,6 +163,45 @@ class BatchLoop:
                 shard.bisections += 1
                 half = len(batch) // 2
                 waiting += [batch[half:], batch[:half]]
+
+    # -- batches in flight --------------------------------------------------------------------------------
+
+    def _stream(self, shard: Shard, waiting: list[np.ndarray]) -> None:
+        """Compute batches while all goes well, the next ones launched before one is collected.
+
+        At the first error the batches without an output are put back, the one at fault last, so that it is tried by
+        itself, with nothing beside it on the device: there its error counts.
+        """
+        launched: deque[tuple[np.ndarray, Any]] = deque()
+        while waiting or launched:
+            is_launch = bool(waiting) and len(launched) < self._predictor.in_flight
+            batch, before = (waiting.pop(), None) if is_launch else launched.popleft()
+            step = self._predictor.launch if is_launch else self._predictor.collect
+            arguments = (shard.prepared, batch) if is_launch else (before,)
+            try:
+                after = self._on_thread(partial(step, *arguments))
+            except (BatchPlatformError, StuckError):
+                raise
+            except Exception as error:  # noqa: BLE001 -- the batch is computed again, and the error judged, by `_try`
+                _log.info("a batch of %d rows failed in flight (%s)", len(batch), type(error).__name__)
+                waiting += [other for other, _ in reversed(launched)]
+                waiting.append(batch)
+                return
+            if is_launch:
+                launched.append((batch, after))
+            else:
+                shard.keep(batch, after)
+                self._tries = self._late_rows = 0
+
+    def _on_thread(self, step: Callable[[], Any]) -> Any:
+        """Make a step of a batch on the thread that computes, within the time that a batch may take."""
+
+        def call() -> Any:
+            use_index(self._device_index)
+            return step()
+
+        timeout, grace = self._patience.batch_timeout, self._patience.grace
+        return self._worker.call(call, timeout, max(_LEAST_GRACE, timeout) if grace is None else grace)
 
     # -- one batch ----------------------------------------------------------------------------------------
 
@@ -180,14 +226,8 @@ class BatchLoop:
 
     def _forward(self, shard: Shard, batch: np.ndarray) -> Exception | None:
         """Compute a batch, or say why not. The error's frames are dropped: they hold the tensors."""
-
-        def call() -> np.ndarray:
-            use_index(self._device_index)
-            return self._predictor.forward(shard.prepared, batch)
-
-        timeout, grace = self._patience.batch_timeout, self._patience.grace
         try:
-            raw = self._worker.call(call, timeout, max(_LEAST_GRACE, timeout) if grace is None else grace)
+            raw = self._on_thread(partial(self._predictor.forward, shard.prepared, batch))
         except (BatchPlatformError, StuckError):
             raise
         except Exception as error:  # becomes a failure of the rows at fault
@@ -202,7 +242,8 @@ class BatchLoop:
             return None
         if isinstance(failed, DeadlineError):
             shard.timeouts += 1
-            _log.warning("a batch of %d rows took longer than %g s and was stopped", len(batch), timeout)
+            seconds = self._patience.batch_timeout
+            _log.warning("a batch of %d rows took longer than %g s and was stopped", len(batch), seconds)
         if causes.is_memory(failed):
             self._predictor.release()
         return failed

@@ -7,7 +7,7 @@ results go, or what kind of model it runs.
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -103,13 +103,15 @@ class Engine:
         started = time.perf_counter()
         prepared = self._prepare(shard)
         with self._loop(tolerated=None) as prepared.loop:
-            return self._compute(prepared, started)
+            self._compute(prepared)
+            return self._finish(prepared, started)
 
     def score_stream(self, shards: Iterator[pa.Table], tolerated: int | None = None) -> Iterator[ShardResult]:
         """Score shards in order; while one computes, the next is read and prepared in a thread.
 
-        At most two shards are held at a time. `shards` is advanced in that thread, one step at a time. Both
-        threads, this one and the one that computes, end when the stream ends or is left, for whatever reason.
+        At most two shards are held at a time, and on a device that works beside this machine three: there a shard is
+        finished and taken while the next computes. `shards` is advanced in that thread, one step at a time. All
+        threads end when the stream ends or is left, for whatever reason.
 
         Args:
             shards: each as `score` takes it.
@@ -125,19 +127,59 @@ class Engine:
             self._loop(tolerated) as loop,
             Worker("prepare", patience.wait, patience.ending) as preparing,
         ):
+            ask = partial(self._prepare_next, shards, loop)
+            if self.predictor.in_flight > 1:
+                with Worker("compute", patience.wait, patience.ending) as computing:
+                    yield from self._finished_beside(ask, preparing, computing)
+                return
             started = time.perf_counter()
-            ahead = preparing.submit(partial(self._prepare_next, shards))
+            ahead = preparing.submit(ask)
             while (ready := ahead.result()) is not None:
-                ahead = preparing.submit(partial(self._prepare_next, shards))
-                ready.loop = loop
-                yield self._compute(ready, started)
+                ahead = preparing.submit(ask)
+                self._compute(ready)
+                yield self._finish(ready, started)
                 started = time.perf_counter()
+
+    def _finished_beside(
+        self, ask: Callable[[], Shard | None], preparing: Worker, computing: Worker
+    ) -> Iterator[ShardResult]:
+        """While one shard is finished and taken, the next computes, if it is prepared: the device waits for no disk."""
+        begun = time.perf_counter()
+        before: tuple[Shard, float, float] | None = None  # computed, and not yet finished
+        ahead = preparing.submit(ask)
+        try:
+            while True:
+                if before is not None and not ahead.done.is_set():
+                    taken, before = before, None
+                    yield self._finish(*taken)
+                ready = ahead.result()
+                if ready is None:
+                    break
+                ahead = preparing.submit(ask)
+                computed = computing.submit(partial(self._compute, ready))
+                if before is not None:
+                    taken, before = before, None
+                    yield self._finish(*taken)
+                computed.result()
+                # Of seconds in which two shards were in hand, each counts once.
+                before = ready, begun, time.perf_counter()
+                begun = before[2]
+        except Exception:
+            if before is not None:  # only what comes after it failed
+                yield self._finish(*before)
+            raise
+        if before is not None:
+            yield self._finish(*before)
 
     # -- preparing ----------------------------------------------------------------------------------------
 
-    def _prepare_next(self, shards: Iterator[pa.Table]) -> Shard | None:
-        shard = next(shards, None)
-        return None if shard is None else self._prepare(shard)
+    def _prepare_next(self, shards: Iterator[pa.Table], loop: BatchLoop) -> Shard | None:
+        table = next(shards, None)
+        if table is None:
+            return None
+        shard = self._prepare(table)
+        shard.loop = loop
+        return shard
 
     def _prepare(self, table: pa.Table) -> Shard:
         started = time.perf_counter()
@@ -197,7 +239,7 @@ class Engine:
             raise InferenceError(self._stuck)
         return BatchLoop(self.predictor, self.plan, self.patience, tolerated)
 
-    def _compute(self, shard: Shard, started: float) -> ShardResult:
+    def _compute(self, shard: Shard) -> None:
         assert shard.loop is not None  # set by `score` and `score_stream`
         begun = time.perf_counter()
         try:
@@ -210,15 +252,15 @@ class Engine:
             )
             _log.error("%s. Its thread is left behind", self._stuck)
             raise InferenceError(self._stuck) from None
-        result = self._finish(shard, time.perf_counter() - begun, started)
-        shard.loop.failed += len(result.failures)
-        return result
+        shard.forward_seconds = time.perf_counter() - begun
 
     # -- results ------------------------------------------------------------------------------------------
 
-    def _finish(self, shard: Shard, forward_seconds: float, started: float) -> ShardResult:
+    def _finish(self, shard: Shard, started: float, ended: float | None = None) -> ShardResult:
+        assert shard.loop is not None
         begun = time.perf_counter()
         named, rows = self._named(shard)
+        shard.loop.failed += len(shard.failures)
         _reconcile(rows, shard.failures, len(shard.keys))
         keys = shard.keys if len(rows) == len(shard.keys) else shard.keys.take(pa.array(rows))
         outputs = pa.Table.from_batches([named]).add_column(0, KEY, keys)
@@ -236,9 +278,9 @@ class Engine:
             retries=shard.retries,
             timeouts=shard.timeouts,
             prepare_seconds=shard.seconds,
-            forward_seconds=forward_seconds,
+            forward_seconds=shard.forward_seconds,
             finish_seconds=time.perf_counter() - begun,
-            wall_seconds=time.perf_counter() - started,
+            wall_seconds=(time.perf_counter() if ended is None else ended) - started,
             peak_memory_bytes=peak_memory_bytes(self.predictor.device),
         )
         return ShardResult(outputs, failures, stats)

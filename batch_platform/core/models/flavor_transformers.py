@@ -14,6 +14,8 @@ import pyarrow as pa
 from batch_platform.core.models import text_folder
 from batch_platform.core.models.linear_layers import use_fastest
 from batch_platform.core.models.outputs import check_width
+from batch_platform.core.models.packed_encoder import PackedEncoder, can_be_packed
+from batch_platform.core.models.packed_predictor import PackedPredictor, packed_head, packed_pooling
 from batch_platform.core.models.predictor import Predictor, Prepared
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.models.text_tokens import (
@@ -56,15 +58,14 @@ class TextPredictor(Predictor):
         import torch
 
         assert isinstance(prepared, PreparedTexts)
-        longest = int(prepared.costs[rows].max())
-        ids = np.full((len(rows), longest), self.tokenizer.pad_id, np.int64)
-        mask = np.zeros((len(rows), longest), np.int64)
-        for place, row in enumerate(rows):
-            tokens = prepared.tokens[row]
-            ids[place, : len(tokens)] = tokens
-            mask[place, : len(tokens)] = 1
+        tokens, lengths, _ = prepared.of(rows)
+        mask = np.arange(lengths.max()) < lengths[:, None]  # (rows, longest)
+        ids = np.full(mask.shape, self.tokenizer.pad_id, np.int64)
+        ids[mask] = tokens
         with torch.inference_mode():
-            raw = self.network(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
+            raw = self.network(
+                torch.from_numpy(ids).to(self.device), torch.from_numpy(mask.astype(np.int64)).to(self.device)
+            )
             return raw.float().cpu().numpy()  # (rows, width)
 
 
@@ -85,10 +86,16 @@ def load(folder: Path, signature: ModelSignature, device: str, dtype: str) -> Pr
         has_head = signature.task == "classification" and not (folder / text_folder.HEAD_FILE).is_file()
         model = _load_model(folder, has_head, dtype).to(device)
     signature = _completed(signature, folder, model.config, has_head)
+    to_tokens = TextTokenizer(tokenizer, token_limit(tokenizer, model.config, signature))
+    top = None if has_head else _top(folder, signature, model.config.hidden_size, device)
+    body = model.base_model if has_head else model
+    head = packed_head(model) if has_head else packed_pooling(signature.pooling, top)
+    if head is not None and can_be_packed(body, device, dtype):
+        encoder = PackedEncoder(body, device, dtype)
+        return PackedPredictor(to_tokens, encoder, head, signature, device, dtype)
     backend = use_fastest(model) if (device, dtype) == ("cpu", "float32") else "torch"
-    network = _own_head(model) if has_head else _pooled(model, folder, signature, device)
-    limit = token_limit(tokenizer, model.config, signature)
-    return TextPredictor(TextTokenizer(tokenizer, limit), network, signature, device, dtype, backend)
+    network = _own_head(model) if has_head else _pooled(model, top, signature)
+    return TextPredictor(to_tokens, network, signature, device, dtype, backend)
 
 
 def _completed(signature: ModelSignature, folder: Path, config: Any, has_head: bool) -> ModelSignature:
@@ -136,24 +143,29 @@ def _own_head(model: Any) -> Any:
     return logits
 
 
-def _pooled(model: Any, folder: Path, signature: ModelSignature, device: str) -> Any:
-    """Body, pooling, and for a classification the linear head of `head.safetensors`."""
-    import torch
-
-    head = _load_head(folder, signature, model.config.hidden_size, device) if signature.labels else None
+def _pooled(model: Any, top: Any, signature: ModelSignature) -> Any:
+    """Body and pooling, and what comes after it."""
 
     def vectors(ids: Any, mask: Any) -> Any:
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state.float()  # (rows, tokens, hidden)
         if signature.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            weights = mask.unsqueeze(-1).float()
-            pooled = (hidden * weights).sum(1) / weights.sum(1)
-        if head is not None:
-            return torch.nn.functional.linear(pooled, *head)
-        return torch.nn.functional.normalize(pooled, dim=1) if signature.normalize else pooled
+            return top(hidden[:, 0])
+        weights = mask.unsqueeze(-1).float()
+        return top((hidden * weights).sum(1) / weights.sum(1))
 
     return vectors
+
+
+def _top(folder: Path, signature: ModelSignature, width: int, device: str) -> Any:
+    """What becomes of a pooled vector, (rows, hidden) float32: the linear head of `head.safetensors`, or a norm of 1."""
+    import torch
+
+    if signature.labels:
+        weight, bias = _load_head(folder, signature, width, device)
+        return lambda pooled: torch.nn.functional.linear(pooled, weight, bias)
+    if signature.normalize:
+        return lambda pooled: torch.nn.functional.normalize(pooled, dim=1)
+    return lambda pooled: pooled
 
 
 def _load_head(folder: Path, signature: ModelSignature, width: int, device: str) -> tuple[Any, Any]:

@@ -47,7 +47,11 @@ class Prepared:
 class Predictor(ABC):
     """A loaded model.
 
+    A batch is computed by `forward`, or in two steps, `launch` and `collect`, where the device works while this machine
+    makes the next batch ready.
+
     Attributes:
+        in_flight: batches that may be launched before the first of them is collected.
         signature: complete: what the model folder decides is filled in.
         device: cpu or cuda.
         dtype: name of the floating-point type that it computes in.
@@ -55,6 +59,7 @@ class Predictor(ABC):
     """
 
     backend: str = ""
+    in_flight: int = 1
     signature: ModelSignature
     device: str
     dtype: str
@@ -74,6 +79,15 @@ class Predictor(ABC):
         Returns:
             (n, width) float32 or float64, in the order of `rows`; of a generation, int32 token ids.
         """
+
+    def launch(self, prepared: Prepared, rows: np.ndarray) -> Any:
+        """Begin to compute a batch as `forward` does; returns what `collect` takes."""
+        return self.forward(prepared, rows)
+
+    def collect(self, launched: Any) -> np.ndarray:
+        """The outputs of a batch that was launched, when they are there; in the order of launching."""
+        raw: np.ndarray = launched
+        return raw
 
     def finish(self, raw: np.ndarray) -> pa.RecordBatch:
         """Name the outputs: (rows, width) as `forward` gave them -> rows of `signature.output_schema()`."""

@@ -6,6 +6,7 @@ chance, on its neighbours or on the clock. Raw outputs are token ids in rows of 
 them. It does not know how batches are cut.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class GenerationPredictor(Predictor):
     def prepare(self, batch: pa.RecordBatch) -> PreparedTexts:
         prepared = prepare_texts(batch, self.signature, self._to_tokens)
         # What is made is kept on the device beside what was read.
-        return PreparedTexts(prepared.costs + self._width, prepared.refused, prepared.tokens)
+        return replace(prepared, costs=prepared.costs + self._width)
 
     def forward(self, prepared: Prepared, rows: np.ndarray) -> np.ndarray:
         """Generate; (n, max_new_tokens) int32 token ids, then `END_OF_TEXT`; `NOT_FINITE` in rows without an answer."""
@@ -62,7 +63,7 @@ class GenerationPredictor(Predictor):
         from transformers import LogitsProcessorList
 
         assert isinstance(prepared, PreparedTexts)
-        ids, mask = self._padded([prepared.tokens[row] for row in rows])
+        ids, mask = self._padded([prepared.row(row) for row in rows])
         watch = _Watch(len(rows))
         with torch.inference_mode():
             made = self._model.generate(

@@ -7,6 +7,7 @@ model does with the tokens.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 
 from batch_platform.core.models.predictor import Prepared, Refusal
 from batch_platform.core.models.signature import ModelSignature
+from batch_platform.core.models.word_cache import WordCache, can_be_remembered, is_local
 from batch_platform.errors import ModelError, SignatureError
 
 # A text is cut to this many characters for each token that can be kept, where that is exact.
@@ -24,9 +26,34 @@ CHARACTERS_PER_TOKEN = 64
 
 @dataclass(frozen=True)
 class PreparedTexts(Prepared):
-    """Texts as token ids: one int64 array for each row, empty for refused rows."""
+    """Texts as token ids.
 
-    tokens: list[np.ndarray]
+    Attributes:
+        ids: (tokens,) int32, those of all rows, one row after the other; none of refused rows.
+        starts: (rows + 1,) int64, where in `ids` each row begins; the last is their end.
+    """
+
+    ids: np.ndarray
+    starts: np.ndarray
+
+    def row(self, number: int) -> np.ndarray:
+        """Token ids of one row, (tokens,) int32."""
+        ids: np.ndarray = self.ids[self.starts[number] : self.starts[number + 1]]
+        return ids
+
+    def of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The ids of some rows, one row after the other.
+
+        Returns:
+            ids: (tokens,) int32.
+            lengths: (n,) int64, tokens of each row.
+            places: (tokens,) int64, number of each token in its row.
+        """
+        begins = self.starts[rows]
+        lengths = self.starts[rows + 1] - begins
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+        return self.ids[places + np.repeat(begins, lengths)], lengths, places
 
 
 class TextTokenizer:
@@ -41,10 +68,32 @@ class TextTokenizer:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_padding()  # files of tokenizers often ask for a fixed length
         self._backend.enable_truncation(max_tokens)
-        self._cuts_early = _is_local(self._backend)
+        self._cuts_early = is_local(self._backend)
+        self._words = WordCache(self._backend, max_tokens) if can_be_remembered(self._backend) else None
 
-    def __call__(self, texts: list[str]) -> list[np.ndarray]:
-        """Token ids of each text, 1 to `max_tokens` of them."""
+    def __call__(self, texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of texts without nulls.
+
+        Returns:
+            ids: (tokens,) int32, those of all texts, one text after the other.
+            counts: (texts,) int64, ids of each text, 1 to `max_tokens`.
+        """
+        if self._words is None:
+            return _flat(self._whole(texts.to_pylist()))
+        ids, counts, others = self._words(texts)
+        if len(others):
+            more, found = _flat(self._whole(texts.take(pa.array(others)).to_pylist()))
+            counts[others] = found
+            is_other = np.zeros(len(counts), bool)
+            is_other[others] = True
+            is_other_id = np.repeat(is_other, counts)
+            together = np.empty(len(is_other_id), np.int32)
+            together[is_other_id], together[~is_other_id] = more, ids
+            ids = together
+        return ids, counts
+
+    def _whole(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, by the tokenizer itself."""
         heads = [self._head(text) for text in texts]
         tokens = self._encode(heads)
         # A head that did not fill the budget says nothing about the rest: those texts are read whole.
@@ -65,20 +114,15 @@ class TextTokenizer:
         space = text.rfind(" ", 0, limit)
         return text[:space] if space > 0 else text
 
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+    def _encode(self, texts: list[str]) -> list[list[int]]:
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=True)
         # A tokenizer without special tokens gives none for an empty text; a model needs one to look at.
-        return [np.asarray(encoding.ids or [self.pad_id], np.int64) for encoding in encodings]
+        return [encoding.ids or [self.pad_id] for encoding in encodings]
 
 
-def _is_local(backend: Any) -> bool:
-    kinds = (
-        type(backend.model).__name__,
-        type(backend.pre_tokenizer).__name__,
-        type(backend.normalizer).__name__,
-    )
-    right = backend.truncation is None or backend.truncation["direction"] == "right"
-    return kinds == ("WordPiece", "BertPreTokenizer", "BertNormalizer") and right
+def _flat(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(chain.from_iterable(rows), np.int32, int(counts.sum())), counts
 
 
 def prepare_texts(
@@ -86,15 +130,14 @@ def prepare_texts(
 ) -> PreparedTexts:
     """Token ids of a batch of feature rows; null texts are refused."""
     assert signature.text_column is not None  # checked at loading
-    texts = pc.cast(batch.column(signature.text_column), pa.large_string()).to_pylist()
-    there = [row for row, text in enumerate(texts) if text is not None]
-    tokens: list[np.ndarray] = [np.empty(0, np.int64)] * len(texts)
-    for row, ids in zip(there, tokenizer([texts[row] for row in there]), strict=True):
-        tokens[row] = ids
+    texts = pc.cast(batch.column(signature.text_column), pa.large_string())
+    ids, counts = tokenizer(texts.drop_null() if texts.null_count else texts)
+    costs = np.zeros(len(texts), np.int64)
+    costs[texts.is_valid().to_numpy(zero_copy_only=False)] = counts
     message = f"column {signature.text_column!r} is null: a text model cannot score it"
-    refused = tuple(Refusal(row, "NullText", message) for row, text in enumerate(texts) if text is None)
-    costs = np.fromiter((len(ids) for ids in tokens), np.int64, len(tokens))
-    return PreparedTexts(costs, refused, tokens)
+    nulls = np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False))
+    refused = tuple(Refusal(int(row), "NullText", message) for row in nulls)
+    return PreparedTexts(costs, refused, ids, np.concatenate([[0], np.cumsum(costs)]))
 
 
 def load_tokenizer(folder: Path, pads_with_end: bool = False) -> Any:

@@ -41,8 +41,11 @@ class FakePredictor(Predictor):
         hangs=(),
         most_rows=10**9,
         outages=(),
+        in_flight=None,
     ):
         self.signature, self.device, self.dtype = SIGNATURE, "cpu", "float32"
+        if in_flight is not None:
+            self.in_flight = in_flight
         self.memory, self.answers = memory, answers or {}
         self.fails = fails if isinstance(fails, Mapping) else dict.fromkeys(fails, error)
         self.unpreparable, self.hangs, self.most_rows = set(unpreparable), set(hangs), most_rows
@@ -104,5 +107,5 @@ def shard(texts, first=0):
 
 def threads():
     """Names of the engine's threads that are alive."""
-    ours = [thread for thread in threading.enumerate() if thread.name in ("prepare", "forward")]
+    ours = [thread for thread in threading.enumerate() if thread.name in ("prepare", "compute", "forward")]
     return [thread.name for thread in ours if thread.is_alive()]

@@ -113,7 +113,10 @@ def cases(tmp_path_factory):
     def fake():
         return FakePredictor(), PLAN, shard(["x" * (n % 37 + 1) for n in range(ROWS)])
 
-    makers = {"text": text, "tabular": tabular, "fake": fake}
+    def flying():
+        return FakePredictor(in_flight=3), PLAN, shard(["x" * (n % 37 + 1) for n in range(ROWS)])
+
+    makers = {"text": text, "tabular": tabular, "fake": fake, "flying": flying}
 
     def case(name):
         if name not in made:
@@ -123,7 +126,7 @@ def cases(tmp_path_factory):
     return case
 
 
-@pytest.fixture(params=["text", "tabular", "fake"])
+@pytest.fixture(params=["text", "tabular", "fake", "flying"])
 def case(request, cases):
     return cases(request.param)
 

@@ -16,6 +16,13 @@ LONG = 60.0
 AT_ONCE = (0.0, LONG)
 
 
+@pytest.fixture(autouse=True, params=[1, 3])
+def in_flight(request, monkeypatch):
+    """Batches one after the other, and some of them launched before the first is collected."""
+    monkeypatch.setattr(FakePredictor, "in_flight", request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, type("Interrupted", (BaseException,), {})])
 def test_an_interruption_ends_the_batch_and_both_threads(error):
     predictor = FakePredictor(hangs=["slow"])

@@ -38,7 +38,7 @@ def _arguments(folder, rows, **changes):
 
 
 def test_every_row_is_in_the_output_or_named(folder, rows, capsys, monkeypatch):
-    monkeypatch.setattr(command, "SHARD_ROWS", 64)
+    monkeypatch.setattr(command, "shard_rows", lambda *_: 64)
     monkeypatch.setattr(command, "_READ_ROWS", 16)
     stats_file = rows.parent / "stats.json"
     assert command.main(_arguments(folder / "text", rows, stats=stats_file)) == 1

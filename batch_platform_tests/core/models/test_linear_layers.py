@@ -19,7 +19,7 @@ class Network(torch.nn.Module):
 @pytest.mark.parametrize("shape", [(1, 24), (1000, 24), (3, 5, 24), (0, 24)])
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch is built without oneDNN")
 def test_equal_outputs(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
-    monkeypatch.setattr(linear_layers, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear_layers, "onednn_is_faster", lambda: True)
     torch.manual_seed(0)
     network = Network().eval()
     rows = torch.randn(shape)
@@ -45,7 +45,7 @@ def test_the_kind_of_processor_decides(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(linear_layers, "_maker", lambda: maker)
-    monkeypatch.setattr(linear_layers, "_onednn_is_faster", linear_layers._onednn_is_faster.__wrapped__)
+    monkeypatch.setattr(linear_layers, "onednn_is_faster", linear_layers.onednn_is_faster.__wrapped__)
     network = Network()
     assert linear_layers.use_fastest(network) == backend
     assert (type(network.first) is torch.nn.Linear) == (backend == "torch")
@@ -57,7 +57,7 @@ def test_the_kind_of_processor_decides(
 def test_layers_of_bert(monkeypatch: pytest.MonkeyPatch, activation: str, attention: str) -> None:
     from transformers import BertConfig, BertModel
 
-    monkeypatch.setattr(linear_layers, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(linear_layers, "onednn_is_faster", lambda: True)
     torch.manual_seed(0)
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 40}
     config = BertConfig(
