@@ -96,7 +96,7 @@ def _spoil(engine: Engine, keys: Sequence[str]) -> None:
         spoiled[id(shard)] = [n for n, key in enumerate(table["row_key"].to_pylist()) if key in keys]
         return shard
 
-    def spoil(shard: Any, started: float) -> Any:
+    def spoil(shard: Any) -> Any:
         forward = engine.predictor.forward
 
         def poisoned(prepared: Any, rows: Any) -> Any:
@@ -106,7 +106,7 @@ def _spoil(engine: Engine, keys: Sequence[str]) -> None:
 
         engine.predictor.forward = poisoned  # type: ignore[method-assign]
         try:
-            return compute(shard, started)
+            return compute(shard)
         finally:
             engine.predictor.forward = forward  # type: ignore[method-assign]
 

@@ -102,8 +102,11 @@ def _read_chain(lake: Lake, audit: TableAudit, handle: DeltaTable) -> None:
             audit.found("", place, str(error))
             audit.altered.add(version)
             continue
-        if text is not None:
-            receipt = json.loads(text)
+        receipt = None if text is None else _parsed(text)
+        if text is not None and receipt is None:
+            audit.altered.add(version)
+            audit.found("", place, _ALTERED_COMMIT)
+        elif receipt is not None:
             if receipt["previous"] != previous and not audit.altered & {version - 1, version}:
                 # One of the two was altered; this one was not where its receipt's copy knows it.
                 guilty = version - 1 if _known_commit(lake, receipt) == hash_ else version
@@ -112,6 +115,15 @@ def _read_chain(lake: Lake, audit: TableAudit, handle: DeltaTable) -> None:
             audit.receipts.append(receipt)
         previous = hash_
     audit.head = (handle.version(), previous)
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    """A receipt; None where a byte was changed so that it is no JSON any more."""
+    try:
+        receipt: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return None
+    return receipt
 
 
 def _known_commit(lake: Lake, receipt: dict[str, Any]) -> str | None:
@@ -145,7 +157,9 @@ def _compare_copies(lake: Lake, audit: TableAudit, rebuild: bool) -> None:
             )
     for folder in files.entries(lake.layout.receipts(audit.table, "x").parent):
         for place in files.entries(folder, "*.json"):
-            if str(place) not in known:
+            copy = files.unsealed(files.read_if_there(place) or b"")
+            is_of_altered = copy is not None and copy["receipt"]["version"] in audit.altered
+            if str(place) not in known and not is_of_altered:
                 audit.found(folder.name, place, "is the receipt of no commit")
 
 

@@ -35,7 +35,7 @@ def recipe_of_steps(steps: Sequence[Mapping[str, Any]], raw: pa.Schema) -> Recip
     Raises:
         RecipeError: begins with the place of the wrong step.
     """
-    batch = pa.RecordBatch.from_arrays([pa.array([], kind) for kind in raw.types], schema=raw)
+    batch = pa.RecordBatch.from_arrays([pa.nulls(0, kind) for kind in raw.types], schema=raw)
     made: list[Step] = []
     for place, entry in enumerate(steps):
         ((name, params),) = entry.items()
