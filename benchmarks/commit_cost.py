@@ -1,7 +1,8 @@
 """What exactly-once costs: ledger, gate and commit beside the scoring; memory of a large commit; commits after many.
 
 python -m benchmarks.commit_cost overhead    # the stage `predictions` beside the bare engine: 1,000 to 100,000 rows
-python -m benchmarks.commit_cost memory      # peak memory of 10 million rows, from the source to the commit
+python -m benchmarks.commit_cost memory      # peak memory of 10 million rows, from the source to the commit, and again
+                                             # where one row in a hundred has changed
 python -m benchmarks.commit_cost history     # a commit after 1,000 earlier ones, against the first
 """
 
@@ -24,7 +25,6 @@ import pyarrow.parquet as pq
 from batch_platform.core import featurizing, landing, scoring
 from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.staging import stage
-from batch_platform.core.inference.batching import shard_rows
 from batch_platform.core.inference.engine import Engine
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.registry import RegisteredVersion, Registry
@@ -59,14 +59,25 @@ def numbers(folder: Path, rows: int) -> tuple[PipelineSpec, RegisteredVersion]:
         "age": {"type": "int64"},
         "plan": {"type": "string"},
     }
+    write_numbers(folder, rows)
+    model = tiny_models.tabular_model(folder / "model")
+    version = register(folder, model, "torch", tiny_models.TABULAR_CONFIG.signature())
+    return spec_of(columns), version
+
+
+def write_numbers(folder: Path, rows: int, changed: bool = False) -> None:
+    """Write the source; where `changed`, with another amount in one row of a hundred."""
     writer = None
     for first in range(0, rows, 1_000_000):
         count = min(1_000_000, rows - first)
         random = np.random.default_rng(first)
+        amounts = random.gamma(2.0, 50.0, count)
+        if changed:
+            amounts[::100] += 1.0
         table = pa.table(
             {
                 "id": [f"row-{number:09d}" for number in range(first, first + count)],
-                "amount": random.gamma(2.0, 50.0, count),
+                "amount": amounts,
                 "age": random.integers(18, 90, count),
                 "plan": np.array(["basic", "pro", "gold"])[random.integers(0, 3, count)].tolist(),
             }
@@ -75,9 +86,6 @@ def numbers(folder: Path, rows: int) -> tuple[PipelineSpec, RegisteredVersion]:
         writer.write_table(table)
     assert writer is not None
     writer.close()
-    model = tiny_models.tabular_model(folder / "model")
-    version = register(folder, model, "torch", tiny_models.TABULAR_CONFIG.signature())
-    return spec_of(columns), version
 
 
 def texts(folder: Path, rows: int) -> tuple[PipelineSpec, RegisteredVersion]:
@@ -196,27 +204,31 @@ def memory(rows: int) -> None:
         folder = Path(place)
         spec, version = numbers(folder, rows)
         engine = scoring.load_engine(version, spec)
-        whole = Watch()
-        whole.begin()
-        slice_ = prepared(folder, spec)
-        watch = Watch()
-        last = -(-rows // shard_rows(spec.inference.shard_rows, version.signature))
-        finished = 0
+        print(f"{rows} rows, {resident() / 2**20:.0f} MiB with the model loaded", flush=True)
+        _watched("all new", folder, spec, version, engine)
+        write_numbers(folder, rows, changed=True)
+        _watched("one in a hundred changed", folder, spec, version, engine)
 
-        def progress(line: str) -> None:
-            nonlocal finished
-            finished += 1
-            if finished == last:
-                watch.begin()
 
-        scoring.score_partition(slice_, version, engine, progress)
-        watch.end()
-        whole.end()
-        print(
-            f"{rows} rows in {last} shards: at most {(whole.peak - whole.start) / 2**20:.0f} MiB above the loaded model "
-            f"({whole.start / 2**20:.0f} MiB) from the source to the commit; of these at most "
-            f"{(watch.peak - watch.start) / 2**20:.0f} MiB more while committing than at the end of scoring"
-        )
+def _watched(name: str, folder: Path, spec: PipelineSpec, version: RegisteredVersion, engine: Engine) -> None:
+    whole, committing = Watch(), Watch()
+    whole.begin()
+    slice_ = prepared(folder, spec)
+    prepared_peak = whole.peak
+
+    def progress(line: str) -> None:
+        committing.begin()
+
+    result = scoring.score_partition(slice_, version, engine, progress)
+    committing.end()
+    whole.end()
+    print(
+        f"{name}: {result.metadata['rows_scored']} scored, {result.metadata['rows_reused']} reused: at most "
+        f"{(whole.peak - whole.start) / 2**20:.0f} MiB above the start from the source to the commit "
+        f"({(prepared_peak - whole.start) / 2**20:.0f} until the features stood); of these at most "
+        f"{(committing.peak - committing.start) / 2**20:.0f} MiB more while committing than at the end of scoring",
+        flush=True,
+    )
 
 
 class Watch:
@@ -225,12 +237,14 @@ class Watch:
     def __init__(self) -> None:
         self.start = self.peak = 0
         self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
+        """Start, or start anew."""
         self.start = self.peak = resident()
-        self._since = time.perf_counter()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._look)
+            self._thread.start()
 
     def _look(self) -> None:
         while not self._ended.wait(0.1):
@@ -238,8 +252,8 @@ class Watch:
 
     def end(self) -> None:
         self._ended.set()
-        self._thread.join()
-        self.seconds = time.perf_counter() - self._since
+        if self._thread is not None:
+            self._thread.join()
 
 
 def resident() -> int:

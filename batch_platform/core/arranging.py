@@ -41,10 +41,9 @@ def together(
         schema: the columns of the result.
         folder: of this machine, for rows that come out of order.
     """
-    succeeded = np.setdiff1d(np.arange(plan.to_score), failed)
     sources = [
-        _Source(standing, plan, OWN, TWIN_OF_STANDING, None),
-        _Source(fresh, plan, SCORED, TWIN_OF_SCORED, succeeded),
+        _Source(standing, plan, OWN, TWIN_OF_STANDING),
+        _Source(fresh, plan, SCORED, TWIN_OF_SCORED, failed),
     ]
     streams: list[Iterator[_Placed]] = []
     for number, source in enumerate(sources):
@@ -64,45 +63,79 @@ class _Source:
     Args:
         batches: the rows, in the order of their numbers.
         own, twin: kinds of the plan's rows that come from here, under the row's own key or another.
-        numbers: of the rows that `batches` has; None where it has all of them, from 0.
+        absent: numbers that `batches` leaves out, ascending.
     """
 
-    def __init__(self, batches: Batches, plan: RowPlan, own: int, twin: int, numbers: Numbers | None) -> None:
+    def __init__(
+        self, batches: Batches, plan: RowPlan, own: int, twin: int, absent: Numbers | None = None
+    ) -> None:
         self._batches = batches
-        self._numbers = numbers
-        self._own = plan.positions(own)
-        self._own_source = plan.source[self._own]
-        self._twins = plan.positions(twin)
-        self._twin_source = plan.source[self._twins]
-        self.is_in_order = bool(np.all(self._own_source[1:] > self._own_source[:-1]))
-        self.has_twins = len(self._twins) > 0
+        self._plan = plan
+        self._own, self._twin = own, twin
+        absent = np.zeros(0, np.int64) if absent is None else absent
+        self._absent_before = absent - np.arange(len(absent))
+        self.is_in_order = self._is_in_order()
+        self.has_twins = plan.count(twin) > 0
 
     def rows(self, schema: pa.Schema) -> Iterator[_Placed]:
         """The rows that go to one place under their own key, in the order of the source."""
-        yield from self._placed(schema, self._own, self._own_source)
+        places = self._plan.positions(self._own) if self.is_in_order else self._by_source(self._own)
+        yield from self._placed(schema, places)
 
     def twins(self, schema: pa.Schema) -> Iterator[_Placed]:
         """A copy of a row for each of its twins."""
-        yield from self._placed(schema, self._twins, self._twin_source)
+        yield from self._placed(schema, self._by_source(self._twin))
 
-    def _placed(self, schema: pa.Schema, places: Numbers, source: Numbers) -> Iterator[_Placed]:
-        order = np.argsort(source, kind="stable")
-        places, source = places[order], source[order]
+    def _is_in_order(self) -> bool:
+        before = -1
+        for places in self._plan.positions(self._own):
+            source = self._plan.source[places]
+            if np.any(np.diff(source, prepend=before) <= 0):
+                return False
+            before = int(source[-1]) if len(source) else before
+        return True
+
+    def _by_source(self, kind: int) -> Iterator[Numbers]:
+        """Places of a kind in the order of the rows that go there; for rows out of order alone: holds all of them."""
+        places = np.concatenate([part.astype(self._plan.source.dtype) for part in self._plan.positions(kind)])
+        yield places[np.argsort(self._plan.source[places], kind="stable")]
+
+    def _placed(self, schema: pa.Schema, places: Iterator[Numbers]) -> Iterator[_Placed]:
+        waiting = _Waiting(places, self._plan.source)
         start = 0
         for batch in self._batches():
             numbers = np.arange(start, start + batch.num_rows)
             start += batch.num_rows
-            if self._numbers is not None:
-                numbers = self._numbers[numbers]
+            numbers = numbers + np.searchsorted(self._absent_before, numbers, side="right")
             if not len(numbers):
                 continue
-            first, last = np.searchsorted(source, [numbers[0], numbers[-1] + 1])
-            wanted = source[first:last]
+            found = waiting.below(int(numbers[-1]) + 1)
+            wanted = self._plan.source[found]
             inside = np.minimum(np.searchsorted(numbers, wanted), len(numbers) - 1)
             there = numbers[inside] == wanted  # what failed has no row
             if there.any():
                 table = pa.Table.from_batches([batch]).select(schema.names).cast(schema)
-                yield table.take(pa.array(inside[there])), places[first:last][there]
+                yield table.take(pa.array(inside[there])), found[there]
+
+
+class _Waiting:
+    """Places in the order of the rows that go there, taken by the row's number."""
+
+    def __init__(self, places: Iterator[Numbers], source: Numbers) -> None:
+        self._places = places
+        self._source = source
+        self._held: Numbers = np.zeros(0, np.int64)
+
+    def below(self, number: int) -> Numbers:
+        """The next places, of rows whose numbers are below `number`."""
+        parts = []
+        while True:
+            cut = int(np.searchsorted(self._source[self._held], number))
+            parts.append(self._held[:cut])
+            self._held = self._held[cut:]
+            if len(self._held) or (following := next(self._places, None)) is None:
+                return np.concatenate(parts)
+            self._held = following
 
 
 def _sorted(rows: Iterator[_Placed], schema: pa.Schema, folder: Path) -> Iterator[_Placed]:

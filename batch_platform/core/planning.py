@@ -5,6 +5,7 @@ without a commit. Where the source or the recipe has changed, the rows are read 
 them the model would see anew. It reads what the run would read, and writes nothing.
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,8 @@ class _Planner:
             return PartitionPlan(slice_.key, "done", "", features.rows, reusable=standing.rows)
         batches = _made(made) if features is None else slice_.lake.batches("features", slice_.key)
         known = None if standing is None else standing_rows(slice_, standing)
-        rows = plan_rows(batches, self._inputs, conditions, known)
+        with tempfile.TemporaryDirectory() as folder:
+            rows = plan_rows(batches, self._inputs, conditions, known, Path(folder))
         return PartitionPlan(
             slice_.key, "to do", "", len(rows.kind), rows.to_score, rows.reasons, rows.reused, rows.twins
         )

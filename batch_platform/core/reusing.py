@@ -2,24 +2,26 @@
 
 A row is there already where the partition's current snapshot has one of equal input, made under equal conditions:
 the model's digest, the recipe's version, the parameters and the code. It is copied with its run and its time. Equal
-inputs within a partition are scored once. Rows are compared by 16-byte hashes; measured at the peak 100 bytes a row of the
-partition, whatever the rows hold. It reads no model and writes nothing; `arranging` puts the result together.
+inputs within a partition are scored once. Rows are compared by hashes, which go through files of this machine, so that a
+bucket of rows at a time is in memory; what stays are 5 bytes a row. It reads no model; `arranging` puts the result together.
 """
 
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batch_platform.core.data.record_file import Buckets, RecordFile, Records
 from batch_platform.core.provenance.fingerprint import input_hashes
 
-Numbers = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.signedinteger[Any]]
 Hashes = npt.NDArray[np.uint64]
 
 # What becomes of a row of the features.
@@ -66,13 +68,26 @@ class Standing:
     quarantined: frozenset[str]
 
 
+# Rows of the partition that are looked at together.
+WINDOW_ROWS = 65_536
+
+_HASH = np.dtype([("low", "<u8"), ("high", "<u8")])
+# A row of the features, by number: hashes of its input and its key, whether somebody wants it scored, whether it is in
+# quarantine.
+_ROW = np.dtype([("number", "<i8"), *_HASH.descr, ("key", "<u8"), ("wanted", "?"), ("quarantined", "?")])
+# A row of the snapshot, by number; `reason` counts from 1 the first of `CONDITIONS` that differs, 0 where none does.
+_STANDING = np.dtype([("number", "<i8"), *_HASH.descr, ("key", "<u8"), ("reason", "u1")])
+_KEY = np.dtype([("key", "<u8"), ("reason", "u1")])
+
+
 @dataclass(frozen=True)
 class RowPlan:
     """Where each row of the result comes from, in the order of the features.
 
     Attributes:
         kind: (rows,) uint8, such as `OWN`.
-        source: (rows,) int64: number of the row in the snapshot, or among those to score; -1 for `LEFT_OUT`.
+        source: (rows,) int32, or int64 where numbers are that large: number of the row in the snapshot, or among those
+            to score; -1 for `LEFT_OUT`.
         reasons: rows to score by reason.
         mends: whether a row is kept that was made under other conditions or of another input.
     """
@@ -80,9 +95,8 @@ class RowPlan:
     kind: npt.NDArray[np.uint8]
     source: Numbers
     reasons: Mapping[str, int]
-    mends: bool = False
-    _low: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
-    _high: Hashes = field(default_factory=lambda: np.zeros(0, np.uint64), repr=False)
+    mends: bool
+    _hashes: RecordFile = field(repr=False)
 
     @property
     def to_score(self) -> int:
@@ -101,14 +115,20 @@ class RowPlan:
     def count(self, kind: int) -> int:
         return int(np.count_nonzero(self.kind == kind))
 
-    def positions(self, *kinds: int) -> Numbers:
-        """Numbers of the features' rows of these kinds, ascending."""
-        return np.flatnonzero(np.isin(self.kind, kinds))
+    def positions(self, *kinds: int) -> Iterator[Numbers]:
+        """Numbers of the features' rows of these kinds, ascending, a window of rows at a time."""
+        for first in range(0, len(self.kind), WINDOW_ROWS):
+            yield first + np.flatnonzero(np.isin(self.kind[first : first + WINDOW_ROWS], kinds))
 
     def hashes_of(self, positions: Numbers) -> pa.Array:
-        """Input hashes of some rows, as text: (positions,) strings of 32 hex digits."""
-        pairs = np.stack([self._high[positions], self._low[positions]], axis=1).astype(">u8")
-        digits = pairs.tobytes().hex().encode()
+        """Input hashes of some rows, ascending, as text: (positions,) strings of 32 hex digits."""
+        window = positions // WINDOW_ROWS
+        parts = [np.zeros(0, _HASH)]
+        for number in np.unique(window).tolist():
+            first = number * WINDOW_ROWS
+            parts.append(self._hashes.read(first, WINDOW_ROWS)[positions[window == number] - first])
+        found = np.concatenate(parts)
+        digits = np.stack([found["high"], found["low"]], axis=1).astype(">u8").tobytes().hex().encode()
         offsets = np.arange(len(positions) + 1, dtype=np.int32) * 32
         return pa.StringArray.from_buffers(len(positions), pa.py_buffer(offsets), pa.py_buffer(digits))
 
@@ -118,6 +138,7 @@ def plan_rows(
     inputs: Sequence[str],
     conditions: Mapping[str, Any],
     standing: Standing | None,
+    folder: Path,
 ) -> RowPlan:
     """Decide what becomes of each row.
 
@@ -126,20 +147,48 @@ def plan_rows(
         inputs: the model's input columns.
         conditions: what the rows to score would be made under.
         standing: the snapshot; None where there is none.
+        folder: of this machine, for hashes; must stay as long as the plan is used.
+
+    Raises:
+        StorageError: the folder cannot be written.
     """
-    rows = _Rows.of(features, inputs)
-    index = None if standing is None else _Index.of(standing, conditions)
-    kind = np.full(len(rows), SCORED, np.uint8)
-    source = np.zeros(len(rows), np.int64)
-    if index is not None:
-        own = index.own(rows)
-        kind[own >= 0], source[own >= 0] = OWN, own[own >= 0]
-        rest = np.flatnonzero(own < 0)
-        twin = index.twin(rows.low[rest], rows.high[rest])
-        kind[rest[twin >= 0]], source[rest[twin >= 0]] = TWIN_OF_STANDING, twin[twin >= 0]
-    _score_once(rows, kind, source)
-    reasons = {"new": int((kind == SCORED).sum())} if index is None else index.reasons(rows, kind)
-    return RowPlan(kind, source, _told(reasons), False, rows.low, rows.high)
+    rows = Buckets(folder, "rows", _ROW)
+    hashes = RecordFile(folder / "hashes", _HASH)
+    for part in _rows_of(features, inputs, hashes):
+        rows.add(part["low"], part)
+    known, known_keys = Buckets(folder, "known", _STANDING), Buckets(folder, "known-keys", _KEY)
+    for part in () if standing is None else _standing_of(standing, conditions):
+        known.add(part["low"], part)
+        known_keys.add(part["key"], _keys_of(part))
+    to_score = Buckets(folder, "keys", _KEY)
+    table = _Table(len(hashes), len(known))
+    for bucket, standing_bucket in zip(rows, known, strict=True):
+        scored = _reuse(bucket, standing_bucket, table)
+        to_score.add(scored["key"], _keys_of(scored))
+    table.number()
+    reasons = Counter({"new": table.count(SCORED)})
+    if standing is not None:
+        reasons = sum(
+            (_reasons(*pair, standing.quarantined) for pair in zip(to_score, known_keys, strict=True)),
+            Counter(),
+        )
+    return RowPlan(table.kind, table.source, _told(reasons), False, hashes)
+
+
+def _reuse(rows: Records, standing: Records, table: "_Table") -> Records:
+    """Say of a bucket's rows which are reused, which are twins, and which are to be scored; returns these.
+
+    Rows made under other conditions are not reused. Equal low halves of different inputs are all but never met: such a
+    row is scored again, which is right too.
+    """
+    usable = standing[standing["reason"] == 0]
+    own = _find(rows["low"] ^ rows["key"], usable["low"] ^ usable["key"], rows, usable)
+    table.put(rows[own >= 0], OWN, usable["number"][own[own >= 0]])
+    rest = rows[own < 0]
+    twin = _find(rest["low"], usable["low"], rest, usable)
+    table.put(rest[twin >= 0], TWIN_OF_STANDING, usable["number"][twin[twin >= 0]])
+    table.put_once(rest[twin < 0])
+    return rest[table.kind[rest["number"]] == SCORED]
 
 
 def plan_exactly(
@@ -148,172 +197,189 @@ def plan_exactly(
     conditions: Mapping[str, Any],
     standing: Standing,
     wanted: pa.Array,
+    folder: Path,
 ) -> RowPlan:
     """Decide to score these rows and to keep all others as they are, whatever they were made of.
 
     Args:
         wanted: (rows,) strings, keys of the rows to score.
+        folder: as for `plan_rows`.
 
     Raises:
         KeyError: a key that is wanted is no row's, or a row is neither wanted nor in the snapshot or its quarantine, or
             a row of the snapshot has no features any more. The argument says which.
+        StorageError: the folder cannot be written.
     """
-    rows = _Rows.of(features, inputs, frozenset(wanted.to_pylist()), standing.quarantined)
-    index = _Index.of(standing, conditions)
-    if rows.unknown:
-        raise KeyError(f"no row has the key {min(rows.unknown)!r}")
-    place = index.by_key(rows.key)
-    kind = np.where(place >= 0, OWN, LEFT_OUT).astype(np.uint8)
-    kind[rows.wanted] = SCORED
-    strange = np.flatnonzero((kind == LEFT_OUT) & ~rows.set_aside)
-    if len(strange):
-        raise KeyError(f"row {int(strange[0])} of the features was never scored")
-    if len(index) != np.count_nonzero(place >= 0):
+    rows = Buckets(folder, "rows", _ROW)
+    hashes = RecordFile(folder / "hashes", _HASH)
+    unknown = set(wanted.to_pylist())
+    for part in _rows_of(features, inputs, hashes, unknown, standing.quarantined):
+        rows.add(part["key"], part)
+    if unknown:
+        raise KeyError(f"no row has the key {min(unknown)!r}")
+    known = Buckets(folder, "known", _STANDING)
+    for part in _standing_of(standing, conditions):
+        known.add(part["key"], part)
+    to_score = Buckets(folder, "scored", _ROW)
+    table = _Table(len(hashes), len(known))
+    strange = len(hashes)
+    forced = 0
+    mends = gone = False
+    for bucket, there in zip(rows, known, strict=True):
+        scored = bucket[bucket["wanted"]]
+        to_score.add(scored["low"], scored)
+        forced += len(scored)
+        place = _find(bucket["key"], there["key"])
+        gone = gone or len(there) != np.count_nonzero(place >= 0)
+        others = ~bucket["wanted"]
+        kept = others & (place >= 0)
+        found = there[place[kept]]
+        table.put(bucket[kept], OWN, found["number"])
+        same = (found["low"] == bucket["low"][kept]) & (found["high"] == bucket["high"][kept])
+        mends = mends or not bool(np.all(same & (found["reason"] == 0)))
+        left = bucket[others & (place < 0)]
+        table.put(left, LEFT_OUT, -1)
+        strange = min(strange, *left["number"][~left["quarantined"]].tolist(), len(hashes))
+    if strange < len(hashes):
+        raise KeyError(f"row {strange} of the features was never scored")
+    if gone:
         raise KeyError("rows of the predictions have no features any more")
-    source = np.where(kind == LEFT_OUT, -1, place)
-    _score_once(rows, kind, source)
-    mends = bool(np.any((kind == OWN) & (index.own(rows) != place)))
-    return RowPlan(kind, source, _told({"forced": int((kind == SCORED).sum())}), mends, rows.low, rows.high)
+    for bucket in to_score:
+        table.put_once(bucket[np.argsort(bucket["number"], kind="stable")])
+    table.number()
+    return RowPlan(table.kind, table.source, _told({"forced": forced}), mends, hashes)
 
 
 def _told(reasons: Mapping[str, int]) -> dict[str, int]:
     return {name: reasons[name] for name in REASONS if reasons.get(name)}
 
 
-class _Rows:
-    """Hashes of the features' rows: of their inputs, 128 bits, and of their keys, 64 bits, in their order."""
+class _Table:
+    """Kind and source of each row, while they are found out."""
 
-    def __init__(self) -> None:
-        self.low = self.high = self.key = np.zeros(0, np.uint64)
-        self.wanted = self.set_aside = np.zeros(0, np.bool_)
-        self.unknown: set[str] = set()
+    def __init__(self, rows: int, standing: int) -> None:
+        self.kind = np.full(rows, SCORED, np.uint8)
+        self.source: Numbers = np.zeros(rows, np.int32 if max(rows, standing) < 2**31 else np.int64)
 
-    def __len__(self) -> int:
-        return len(self.low)
+    def count(self, kind: int) -> int:
+        return int(np.count_nonzero(self.kind == kind))
 
-    @classmethod
-    def of(
-        cls,
-        features: Iterable[pa.RecordBatch],
-        inputs: Sequence[str],
-        wanted: frozenset[str] = frozenset(),
-        set_aside: frozenset[str] = frozenset(),
-    ) -> "_Rows":
-        rows = cls()
-        parts: list[tuple[Any, ...]] = []
-        rows.unknown = set(wanted)
-        for batch in features:
-            hashes = input_hashes(pa.Table.from_batches([batch]), inputs)
-            keys = batch["row_key"]
-            chosen = _among(keys, wanted)
-            rows.unknown.difference_update(keys.filter(pa.array(chosen)).to_pylist())
-            parts.append((*_halves(hashes), _key_hashes(keys), chosen, _among(keys, set_aside)))
-        if parts:
-            columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-            rows.low, rows.high, rows.key, rows.wanted, rows.set_aside = columns
-        return rows
+    def put(self, rows: Records, kind: int, source: Any) -> None:
+        self.kind[rows["number"]] = kind
+        self.source[rows["number"]] = source
 
+    def put_once(self, rows: Records) -> None:
+        """Of rows to score, ascending by number, let those of equal input be twins of the first."""
+        order = np.lexsort((rows["high"], rows["low"]))  # stable: of equal rows the first stays the first
+        ordered = rows[order]
+        begins = np.ones(len(rows), np.bool_)
+        begins[1:] = (ordered["low"][1:] != ordered["low"][:-1]) | (
+            ordered["high"][1:] != ordered["high"][:-1]
+        )
+        firsts = ordered["number"][np.maximum.accumulate(np.where(begins, np.arange(len(rows)), 0))]
+        self.put(ordered[begins], SCORED, 0)
+        self.put(ordered[~begins], TWIN_OF_SCORED, firsts[~begins])
 
-class _Index:
-    """The rows of the snapshot, found by input, by key, or by both."""
-
-    def __init__(
-        self,
-        low: Hashes,
-        high: Hashes,
-        key: Hashes,
-        reason: npt.NDArray[np.uint8],
-        quarantined: frozenset[str],
-    ) -> None:
-        """`reason`: (rows,) number of the condition under which the row differs, from 1; 0 where it can be reused."""
-        self._reason = reason
-        self._quarantined = _key_hashes(pa.array(sorted(quarantined), pa.string()))
-        reusable = np.flatnonzero(reason == 0)
-        self._same = _Sorted(low[reusable] ^ key[reusable], high[reusable], reusable)
-        self._inputs = _Sorted(low[reusable], high[reusable], reusable)
-        self._keys = _Sorted(key, None, np.arange(len(key)))
-
-    def __len__(self) -> int:
-        return len(self._reason)
-
-    @classmethod
-    def of(cls, standing: Standing, conditions: Mapping[str, Any]) -> "_Index":
-        reason_of_run = {
-            run_id: 0 if (name := origin.differs_in(conditions)) is None else 1 + CONDITIONS.index(name)
-            for origin in standing.origins
-            for run_id in origin.run_ids
-        }
-        unknown = 1 + CONDITIONS.index("code")  # made by a release that did not write down its conditions
-        parts: list[tuple[Any, ...]] = []
-        for batch in standing.batches:
-            runs = batch["run_id"].dictionary_encode()
-            reasons = [reason_of_run.get(run_id, unknown) for run_id in runs.dictionary.to_pylist()]
-            reason = np.array(reasons, np.uint8)[runs.indices.to_numpy()] if batch.num_rows else []
-            parts.append((*_halves(batch["input_hash"]), _key_hashes(batch["row_key"]), reason))
-        if not parts:
-            nothing = np.zeros(0, np.uint64)
-            return cls(nothing, nothing, nothing, np.zeros(0, np.uint8), standing.quarantined)
-        low, high, key, reason = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return cls(low, high, key, reason.astype(np.uint8), standing.quarantined)
-
-    def own(self, rows: _Rows) -> Numbers:
-        """(rows,) number of the reusable row of the same key and input; -1 where there is none."""
-        return self._same.find(rows.low ^ rows.key, rows.high)
-
-    def twin(self, low: Hashes, high: Hashes) -> Numbers:
-        """(hashes,) number of a reusable row of the same input; -1 where there is none."""
-        return self._inputs.find(low, high)
-
-    def by_key(self, key: Hashes) -> Numbers:
-        """(keys,) number of the row of that key; -1 where there is none."""
-        return self._keys.find(key, None)
-
-    def reasons(self, rows: _Rows, kind: npt.NDArray[np.uint8]) -> dict[str, int]:
-        """Count why rows are scored."""
-        keys = rows.key[kind == SCORED]
-        place = self.by_key(keys)
-        known = self._reason[place[place >= 0]]
-        counts = Counter({name: int((known == 1 + n).sum()) for n, name in enumerate(CONDITIONS)})
-        counts["changed"] = int((known == 0).sum())
-        counts["quarantined"] = int(np.isin(keys[place < 0], self._quarantined).sum())
-        counts["new"] = int((place < 0).sum()) - counts["quarantined"]
-        return dict(counts)
+    def number(self) -> None:
+        """Number the rows to score; twins, which knew the place of their first, get its number."""
+        before = 0
+        for first in range(0, len(self.kind), WINDOW_ROWS):
+            kind, source = (column[first : first + WINDOW_ROWS] for column in (self.kind, self.source))
+            scored = kind == SCORED
+            source[scored] = before + np.arange(np.count_nonzero(scored))
+            before += int(np.count_nonzero(scored))
+            twins = kind == TWIN_OF_SCORED
+            source[twins] = self.source[source[twins]]
 
 
-class _Sorted:
-    """Hashes in order, with the number of the row that each belongs to; of equal ones the first row's."""
+def _find(
+    wanted: Hashes, known: Hashes, rows: Records | None = None, there: Records | None = None
+) -> Numbers:
+    """(wanted,) place of the first equal hash in `known`; -1 where there is none.
 
-    def __init__(self, low: Hashes, high: Hashes | None, numbers: Numbers) -> None:
-        order = np.argsort(low, kind="stable")
-        self._low = low[order]
-        self._high = None if high is None else high[order]
-        self._numbers = numbers[order]
-
-    def find(self, low: Hashes, high: Hashes | None) -> Numbers:
-        """(hashes,) the row's number; -1 where there is none."""
-        if not len(self._low):
-            return np.full(len(low), -1, np.int64)
-        place = np.minimum(np.searchsorted(self._low, low), len(self._low) - 1)
-        found = self._low[place] == low
-        if high is not None and self._high is not None:
-            # Equal low halves of different inputs: all but never; such a row is scored again, which is right too.
-            found &= self._high[place] == high
-        return np.where(found, self._numbers[place], -1)
+    Args:
+        rows, there: the records of both sides, where the high halves of their hashes have to be equal too.
+    """
+    if not len(known):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(known, kind="stable")
+    place = order[np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)]
+    found = known[place] == wanted
+    if rows is not None and there is not None:
+        found &= there["high"][place] == rows["high"]
+    return np.where(found, place, -1)
 
 
-def _score_once(rows: _Rows, kind: npt.NDArray[np.uint8], source: Numbers) -> None:
-    """Number the rows to score, and let those of equal input be twins of the first."""
-    asked = np.flatnonzero(kind == SCORED)
-    low, high = rows.low[asked], rows.high[asked]
-    order = np.lexsort((high, low))  # stable: of equal rows the first stays the first
-    starts = np.ones(len(order), np.bool_)
-    starts[1:] = (low[order[1:]] != low[order[:-1]]) | (high[order[1:]] != high[order[:-1]])
-    first = np.empty(len(order), np.int64)
-    first[order] = order[np.flatnonzero(starts)[np.cumsum(starts) - 1]] if len(order) else order
-    is_first = first == np.arange(len(order))
-    number = np.cumsum(is_first) - 1
-    source[asked] = number[first]
-    kind[asked[~is_first]] = TWIN_OF_SCORED
+def _reasons(rows: Records, known: Records, quarantined: frozenset[str]) -> Counter[str]:
+    """Count why the rows are scored."""
+    place = _find(rows["key"], known["key"])
+    differs = known["reason"][place[place >= 0]]
+    counts = Counter({name: int((differs == 1 + n).sum()) for n, name in enumerate(CONDITIONS)})
+    counts["changed"] = int((differs == 0).sum())
+    failed = _key_hashes(pa.array(sorted(quarantined), pa.string()))
+    counts["quarantined"] = int(np.isin(rows["key"][place < 0], failed).sum())
+    counts["new"] = int((place < 0).sum()) - counts["quarantined"]
+    return counts
+
+
+def _rows_of(
+    features: Iterable[pa.RecordBatch],
+    inputs: Sequence[str],
+    hashes: RecordFile,
+    unknown: set[str] | None = None,
+    quarantined: frozenset[str] = frozenset(),
+) -> Iterator[Records]:
+    """Records of the features' rows; their hashes are appended to `hashes`.
+
+    Args:
+        unknown: keys of the rows that somebody wants scored; those that are found are taken away.
+    """
+    wanted = frozenset(unknown or ())
+    for batch in features:
+        records = np.zeros(batch.num_rows, _ROW)
+        low, high = _halves(input_hashes(pa.Table.from_batches([batch]), inputs))
+        records["number"] = len(hashes) + np.arange(batch.num_rows)
+        records["low"], records["high"] = low, high
+        records["key"] = _key_hashes(batch["row_key"])
+        if unknown is not None:
+            records["wanted"] = _among(batch["row_key"], wanted)
+            records["quarantined"] = _among(batch["row_key"], quarantined)
+            unknown.difference_update(batch["row_key"].filter(pa.array(records["wanted"])).to_pylist())
+        halves = np.zeros(batch.num_rows, _HASH)
+        halves["low"], halves["high"] = low, high
+        hashes.append(halves)
+        yield records
+
+
+def _standing_of(standing: Standing, conditions: Mapping[str, Any]) -> Iterator[Records]:
+    """Records of the snapshot's rows."""
+    reason_of_run = {
+        run_id: 0 if (name := origin.differs_in(conditions)) is None else 1 + CONDITIONS.index(name)
+        for origin in standing.origins
+        for run_id in origin.run_ids
+    }
+    unknown = 1 + CONDITIONS.index("code")  # made by a release that did not write down its conditions
+    rows = 0
+    for batch in standing.batches:
+        if not batch.num_rows:
+            continue
+        runs = batch["run_id"].dictionary_encode()
+        reasons = [reason_of_run.get(run_id, unknown) for run_id in runs.dictionary.to_pylist()]
+        records = np.zeros(batch.num_rows, _STANDING)
+        records["number"] = rows + np.arange(batch.num_rows)
+        records["low"], records["high"] = _halves(batch["input_hash"])
+        records["key"] = _key_hashes(batch["row_key"])
+        records["reason"] = np.array(reasons, np.uint8)[runs.indices.to_numpy()]
+        rows += batch.num_rows
+        yield records
+
+
+def _keys_of(records: Records) -> Records:
+    keys = np.zeros(len(records), _KEY)
+    keys["key"] = records["key"]
+    if "reason" in (records.dtype.names or ()):
+        keys["reason"] = records["reason"]
+    return keys
 
 
 def _halves(hashes: pa.Array) -> tuple[Hashes, Hashes]:
@@ -338,6 +404,4 @@ def _seed() -> str:
 
 
 def _among(keys: pa.Array, wanted: frozenset[str]) -> npt.NDArray[np.bool_]:
-    if not wanted:
-        return np.zeros(len(keys), np.bool_)
     return np.fromiter((key in wanted for key in keys.to_pylist()), np.bool_, len(keys))

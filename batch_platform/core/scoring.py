@@ -123,7 +123,7 @@ def _make(
     begun = time.monotonic()
     attempt = slice_.lake.begin(Slot("predictions", slice_.key))
     with slice_.workspace("predictions", attempt) as folder:
-        plan = plan_work(slice_, work, standing)
+        plan = plan_work(slice_, work, standing, folder / "plan")
         if plan.reused or work.rows is not None:
             work = replace(work, reuses=standing)
         ledger = ShardLedger(_shards_of(slice_, work.fingerprint), folder)
@@ -224,18 +224,16 @@ def _score_missing_shards(
     waiting: deque[tuple[int, pa.Table, pa.Array]] = deque()
     shards = 0
     meter = ProgressMeter(plan.to_score)
-    positions = plan.positions(SCORED)
     size = work.parameters["shard_rows"]
 
     def missing() -> Iterator[pa.Table]:
         nonlocal shards
-        for index, features in enumerate(_cut(slice_, work, plan)):
+        for index, (features, positions) in enumerate(_cut(slice_, work, plan)):
             shards += 1
             if ledger.finished(index) is not None:
                 meter.found(features.num_rows)
                 continue
-            hashes = plan.hashes_of(positions[index * size : (index + 1) * size])
-            waiting.append((index, features, hashes))
+            waiting.append((index, features, plan.hashes_of(positions)))
             yield features
 
     tolerated = int(slice_.spec.inference.max_error_share * work.features.rows)
@@ -259,25 +257,32 @@ def _score_missing_shards(
     return shards
 
 
-def _cut(slice_: Slice, work: Work, plan: RowPlan) -> Iterator[pa.Table]:
-    """The features to score in their committed order, `shard_rows` at a time."""
+def _cut(slice_: Slice, work: Work, plan: RowPlan) -> Iterator[tuple[pa.Table, Numbers]]:
+    """The features to score in their committed order, `shard_rows` at a time, and their numbers among all."""
     size = work.parameters["shard_rows"]
-    held: list[pa.RecordBatch] = []
+    held: list[tuple[pa.RecordBatch, Numbers]] = []
     rows = start = 0
     for features in slice_.lake.batches("features", slice_.key):
         chosen = plan.kind[start : start + features.num_rows] == SCORED
+        numbers = start + np.flatnonzero(chosen)
         start += features.num_rows
         batch = features if chosen.all() else features.filter(pa.array(chosen))
         while rows + batch.num_rows >= size:
-            held.append(batch.slice(0, size - rows))
-            yield pa.Table.from_batches(held)
-            batch = batch.slice(size - rows)
+            missing = size - rows
+            held.append((batch.slice(0, missing), numbers[:missing]))
+            yield _joined(held)
+            batch, numbers = batch.slice(missing), numbers[missing:]
             held, rows = [], 0
         if batch.num_rows:
-            held.append(batch)
+            held.append((batch, numbers))
             rows += batch.num_rows
     if held:
-        yield pa.Table.from_batches(held)
+        yield _joined(held)
+
+
+def _joined(parts: list[tuple[pa.RecordBatch, Numbers]]) -> tuple[pa.Table, Numbers]:
+    batches, numbers = zip(*parts, strict=True)
+    return pa.Table.from_batches(batches), np.concatenate(numbers)
 
 
 def _together(
@@ -357,7 +362,10 @@ def _decided(
 def _rejected_rows(slice_: Slice, work: Work, plan: RowPlan, shards: list[FinishedShard]) -> list[Rejected]:
     """The rows that failed, with their twins, and those that stay in quarantine untried, in the order of the features."""
     causes = {place: (error_type, message) for place, error_type, message in _failures(shards)}
-    failed = np.flatnonzero(np.isin(plan.kind, (SCORED, TWIN_OF_SCORED)) & np.isin(plan.source, list(causes)))
+    tried = plan.positions(SCORED, TWIN_OF_SCORED) if causes else ()
+    failed = np.concatenate(
+        [np.zeros(0, np.int64), *(part[np.isin(plan.source[part], list(causes))] for part in tried)]
+    )
     keys = _keys_at(slice_, failed)
     places = locate(slice_, set(keys))
     rejected = []
@@ -367,7 +375,7 @@ def _rejected_rows(slice_: Slice, work: Work, plan: RowPlan, shards: list[Finish
         rejected.append(Rejected(key, *causes[source], file, row, payload))
     if work.rows is None:
         return rejected
-    untried = frozenset(_keys_at(slice_, plan.positions(LEFT_OUT)))
+    untried = frozenset(_keys_at(slice_, np.concatenate([*plan.positions(LEFT_OUT)])))
     return [*rejected, *(row for row in standing_quarantine(slice_, "predictions") if row.row_key in untried)]
 
 

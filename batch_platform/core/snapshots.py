@@ -4,6 +4,7 @@ Decides what a commit's receipt has to say for its rows to be reused later. Whic
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,8 +18,11 @@ from batch_platform.core.work import Work
 from batch_platform.errors import RescoreError
 
 
-def plan_work(slice_: Slice, work: Work, standing: Commit | None) -> RowPlan:
+def plan_work(slice_: Slice, work: Work, standing: Commit | None, folder: Path) -> RowPlan:
     """What becomes of each row: reads the inputs of the features, and keys and hashes of the snapshot.
+
+    Args:
+        folder: of this machine, for hashes; must stay as long as the plan is used.
 
     Raises:
         RescoreError: the rows that are wanted do not fit the partition.
@@ -26,10 +30,10 @@ def plan_work(slice_: Slice, work: Work, standing: Commit | None) -> RowPlan:
     features = slice_.lake.batches("features", slice_.key, list(dict.fromkeys(["row_key", *work.inputs])))
     known = None if standing is None else standing_rows(slice_, standing)
     if work.rows is None:
-        return plan_rows(features, work.inputs, work.conditions, known)
+        return plan_rows(features, work.inputs, work.conditions, known, folder)
     assert known is not None  # `score_exactly` has asked for it
     try:
-        return plan_exactly(features, work.inputs, work.conditions, known, work.rows)
+        return plan_exactly(features, work.inputs, work.conditions, known, work.rows, folder)
     except KeyError as error:
         raise RescoreError(
             f"{slice_.about}: {error.args[0]}; materialize {slice_.spec.name}/predictions for it: that scores what is "

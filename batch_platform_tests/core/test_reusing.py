@@ -1,14 +1,18 @@
 """Only what is new or changed is scored; everything else is copied with its run and its time."""
 
 import random
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
 
 from batch_platform.core import arranging, reusing, work
+from batch_platform.core.data import record_file
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.rescoring import Rescored, rescore_rows
 from batch_platform.errors import GateError, RescoreError
@@ -315,9 +319,83 @@ def test_a_killed_rescore_goes_on(bench: Bench) -> None:
     assert runs == ["second"] * 8 + ["third"] * 2 + ["first"] * 10
 
 
-def test_hashes_are_given_as_they_were_taken() -> None:
+def test_hashes_are_given_as_they_were_taken(tmp_path: Path) -> None:
     table = pa.table({"row_key": ["a", "b"], "x": [1.5, None]})
     (batch,) = table.to_batches()
-    plan = reusing.plan_rows([batch], ["x"], {}, None)
+    plan = reusing.plan_rows([batch], ["x"], {}, None, tmp_path)
     expected = reusing.input_hashes(table, ["x"])
-    assert plan.hashes_of(plan.positions(reusing.SCORED)).equals(expected)
+    (positions,) = plan.positions(reusing.SCORED)
+    assert plan.hashes_of(positions).equals(expected)
+
+
+CONDITIONS = {"model": "m", "recipe": "r", "parameters": {}, "code": "c"}
+
+
+@pytest.mark.parametrize("held_bytes", [0, 1 << 17], ids=["on disk", "in memory"])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plan_is_what_a_look_at_every_row_says(
+    seed: int, held_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_file, "HELD_BYTES", held_bytes)
+    monkeypatch.setattr(reusing, "WINDOW_ROWS", 100)
+    chance = random.Random(seed)
+    rows = _rows(chance, 1000)
+    # Some rows went, some came, some changed, all in another order; two runs made them, one of them with another model.
+    before = [(key, chance.choice([x, chance.randrange(300)])) for key, x in _rows(chance, 1000)]
+    runs = [chance.choice(["same", "other"]) for _ in before]
+    standing = reusing.Standing(
+        [
+            pa.record_batch(
+                {
+                    "row_key": [key for key, _ in part],
+                    "input_hash": reusing.input_hashes(pa.table({"x": [x for _, x in part]}), ["x"]),
+                    "run_id": runs[first : first + 150],
+                }
+            )
+            for first in range(0, len(before), 150)
+            for part in [before[first : first + 150]]
+        ],
+        [
+            reusing.Origin(CONDITIONS, ("same",)),
+            reusing.Origin(CONDITIONS | {"model": "old"}, ("other",)),
+        ],
+        frozenset({"row-1", "row-2"}),
+    )
+    batches = [
+        pa.record_batch({"row_key": [key for key, _ in part], "x": [x for _, x in part]})
+        for first in range(0, len(rows), 70)
+        for part in [rows[first : first + 70]]
+    ]
+    plan = reusing.plan_rows(batches, ["x"], CONDITIONS, standing, tmp_path)
+
+    kinds, sources, reasons = [], [], Counter()
+    first_scored: dict[int, int] = {}
+    usable = [number for number, run in enumerate(runs) if run == "same"]
+    own = {before[number]: number for number in reversed(usable)}
+    twins = {before[number][1]: number for number in reversed(usable)}
+    standing_runs = {key: run for (key, _), run in zip(before, runs, strict=True)}
+    for key, x in rows:
+        if (key, x) in own:
+            kind, source = reusing.OWN, own[key, x]
+        elif x in twins:
+            kind, source = reusing.TWIN_OF_STANDING, twins[x]
+        elif x in first_scored:
+            kind, source = reusing.TWIN_OF_SCORED, first_scored[x]
+        else:
+            kind, source = reusing.SCORED, len(first_scored)
+            first_scored[x] = source
+            missing = "quarantined" if key in standing.quarantined else "new"
+            reasons[{"same": "changed", "other": "model"}.get(standing_runs.get(key, ""), missing)] += 1
+        kinds.append(kind)
+        sources.append(source)
+    assert plan.kind.tolist() == kinds
+    assert plan.source.tolist() == sources
+    assert plan.reasons == reasons
+    positions = np.concatenate([*plan.positions(reusing.SCORED)])
+    hashes = reusing.input_hashes(pa.table({"x": [x for _, x in rows]}), ["x"])
+    assert plan.hashes_of(positions).equals(hashes.take(pa.array(positions)))
+
+
+def _rows(chance: random.Random, count: int) -> list[tuple[str, int]]:
+    """Keys in any order, of more rows than there are inputs."""
+    return [(f"row-{number}", number // 4) for number in chance.sample(range(count * 6 // 5), count)]
