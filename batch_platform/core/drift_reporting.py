@@ -16,19 +16,19 @@ import pyarrow.parquet as pq
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.diagnosing import diagnose
-from batch_platform.core.features.chunks import PARENT_KEY
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.monitoring import summary
 from batch_platform.core.monitoring.diagnosis import Diagnosis
 from batch_platform.core.monitoring.evidently_report import RenderRequest
 from batch_platform.core.monitoring.judging import DriftJudgement, judge_partition, moment_of
-from batch_platform.core.monitoring.profile import Profile, profile_table
+from batch_platform.core.monitoring.profile import Profile, Profiler, profile_table
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.rendering import Renderer
 from batch_platform.core.monitoring.reviews import Reviewed, ReviewStore, reviewed
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.provenance.receipts import inherited, read_from
 from batch_platform.core.slice import Slice, StageResult, commit_small
+from batch_platform.core.watching import watched_features
 from batch_platform.errors import MonitoringError
 
 # Evidently's cost grows with the rows; half a thousand draw a distribution well enough.
@@ -138,14 +138,10 @@ def _watched(slice_: Slice) -> Watched:
     predictions = slice_.lake.schema("predictions")
     assert features is not None
     assert predictions is not None
-    hidden = slice_.spec.sensitive_columns | {"row_key", PARENT_KEY, slice_.spec.source.row_key}
-    watchable = [name for name in features.names if name not in hidden]
-    chosen = slice_.spec.drift.columns
-    names = watchable if chosen == "auto" else list(chosen)
-    if unknown := sorted(set(names) - set(watchable)):
-        raise MonitoringError(
-            f"{slice_.about}: drift.columns names {', '.join(unknown)}; what can be watched is {', '.join(watchable)}"
-        )
+    try:
+        names = watched_features(slice_.spec, features.names)
+    except MonitoringError as error:
+        raise MonitoringError(f"{slice_.about}: {error}") from None
     outputs = ("label", "score", "prediction", "embedding", "generated_text", "decision")
     return {
         "features": {name: name for name in names},
@@ -165,10 +161,24 @@ def _days(slice_: Slice, store: ReferenceStore) -> dict[str, datetime]:
 
 
 def _profile(slice_: Slice, table: str, columns: Mapping[str, str]) -> Profile:
-    return Profile.merged(
-        profile_table(batch.rename_columns([columns[name] for name in batch.schema.names]))
-        for batch in slice_.lake.batches(table, slice_.key, list(columns))
-    )
+    """The profile that was made when the rows were judged, where it is of the rows that stand; else it is made."""
+    made = slice_.committed(table).receipt.get("profile")
+    if made is not None:
+        content = ReferenceStore(slice_.layout.monitoring).content_of(table, slice_.key, made)
+        found = Profile() if content is None else Profile.from_bytes(content)
+        if found.columns.keys() == _profiled(slice_, table, columns):
+            return found
+    profiler = Profiler()
+    for batch in slice_.lake.batches(table, slice_.key, list(columns)):
+        profiler.add(batch.rename_columns([columns[name] for name in batch.schema.names]))
+    return profiler.profile()
+
+
+def _profiled(slice_: Slice, table: str, columns: Mapping[str, str]) -> set[str]:
+    """Of the columns, those of a type that is profiled."""
+    schema = slice_.lake.schema(table)
+    assert schema is not None
+    return set(profile_table(pa.schema([schema.field(name) for name in columns]).empty_table()).columns)
 
 
 def _null_shares(profiles: Mapping[str, Profile]) -> dict[str, float]:

@@ -29,6 +29,7 @@ from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.quarantine import payload_of, standing_quarantine
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.core.watching import Watch
 from batch_platform.errors import SourceError
 
 # Content of a file of the model that scores, by its path in the model's folder.
@@ -162,15 +163,18 @@ def _featurize(slice_: Slice, raw: Commit, made: Featurizer) -> StageResult:
         # The same rows and recipe: what stands is judged again, nothing is made again.
         settle(slice_, "features", standing)
         known = standing_quarantine(slice_, "features")
-        checks = _judge(slice_, lake.paths("features", slice_.key), schema, known, entering)
+        watch = Watch.of_features(slice_, schema.names)
+        checks = _judge(slice_, watch, lake.paths("features", slice_.key), schema, known, entering)
         publishable(slice_, "features", checks, known)
+        watch.keep()
         return _result(standing, checks, reused=True)
 
     attempt = lake.begin(slot)
     rejected: list[Rejected] = []
     with slice_.workspace("features", attempt) as folder:
         staged = stage(made.rows(rejected), schema, folder, "features")
-        checks = _judge(slice_, (file.path for file in staged), schema, rejected, entering)
+        watch = Watch.of_features(slice_, schema.names)
+        checks = _judge(slice_, watch, (file.path for file in staged), schema, rejected, entering)
         publishable(slice_, "features", checks, rejected)
         what = {
             "recipe": recipe.name,
@@ -183,17 +187,25 @@ def _featurize(slice_: Slice, raw: Commit, made: Featurizer) -> StageResult:
             "lookups": [each.describe() for each in made.joined],
             "model_files": recipe.file_digests,
             "expands": recipe.expands,
+            "profile": watch.digest,
         }
         commit = publish(slice_, "features", staged, schema, rejected, identity, attempt, **what)
+    watch.keep()
     return _result(commit, checks, reused=False)
 
 
 def _judge(
-    slice_: Slice, paths: Iterable[Location], schema: pa.Schema, rejected: list[Rejected], entering: int
+    slice_: Slice,
+    watch: Watch,
+    paths: Iterable[Location],
+    schema: pa.Schema,
+    rejected: list[Rejected],
+    entering: int,
 ) -> tuple[gate.CheckResult, ...]:
     return (
-        *gate.judge_features(read_files(paths), schema),
+        *gate.judge_features(watch.passing(read_files(paths)), schema),
         gate.quarantined_share(rejected, entering, slice_.spec.inference.max_error_share),
+        *watch.checks(),
     )
 
 

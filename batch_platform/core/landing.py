@@ -18,6 +18,7 @@ from batch_platform.core.data.staging import StagedFile, read_files, stage
 from batch_platform.core.provenance.fingerprint import contract_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
 from batch_platform.core.slice import Slice, StageResult
+from batch_platform.core.watching import Watch
 from batch_platform.errors import DuplicateKeysError, GateError, SourceError, SourceMissingError
 
 
@@ -37,9 +38,11 @@ def land_partition(slice_: Slice) -> StageResult:
     with slice_.workspace("raw", attempt) as folder:
         staged = _stage_good_rows(slice_, reader, folder, rejected)
         counts = reader.counts
+        watch = Watch.of_raw(slice_)
         checks = (
-            *gate.judge_raw(read_files(file.path for file in staged), schema, spec.source),
+            *gate.judge_raw(watch.passing(read_files(file.path for file in staged)), schema, spec.source),
             gate.quarantined_share(rejected, counts.rows_in, spec.inference.max_error_share),
+            *watch.checks(),
         )
         publishable(slice_, "raw", checks, rejected)
 
@@ -58,6 +61,7 @@ def land_partition(slice_: Slice) -> StageResult:
                 "rows_in": counts.rows_in,
             }
             publish(slice_, "raw", staged, schema, rejected, identity, attempt, **what)
+    watch.keep()
     return StageResult(
         table="raw",
         rows=sum(file.rows for file in staged),

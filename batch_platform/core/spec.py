@@ -595,10 +595,27 @@ class DriftSpec(_Section):
         56, ge=3, description="Partitions in the reference; until there are so many: not enough history."
     )
     false_alarms_per_quarter: float = Field(
-        1.0, gt=0.0, le=90.0, description="Budget of false alarms for the whole pipeline."
+        1.0,
+        gt=0.0,
+        le=90.0,
+        description="Budget of false alarms for the whole pipeline, of drift; of data quality as many again.",
     )
     columns: Literal["auto"] | list[str] = Field(
         "auto", description="Feature columns to watch; auto: all but keys and timestamps."
+    )
+
+
+class QualitySpec(_Section):
+    """How a partition's quality is judged by the partitions before it: volume, freshness, nulls, ranges, new values."""
+
+    history_partitions: int = Field(
+        56,
+        ge=14,
+        le=400,
+        description="So many partitions before it are compared with; fewer than 14: not enough history.",
+    )
+    severity: Literal["warn", "error"] = Field(
+        "warn", description="error: an unusual partition is not published; warn: the check shows it."
     )
 
 
@@ -726,6 +743,9 @@ class PipelineSpec(_Section):
     inference: InferenceSpec = Field(default_factory=InferenceSpec, description="How rows are scored.")
     labels: LabelsSpec | None = Field(None, description="Where the truth arrives.")
     drift: DriftSpec = Field(default_factory=DriftSpec, description="How drift is judged.")
+    quality: QualitySpec = Field(
+        default_factory=QualitySpec, description="How quality is judged by the pipeline's own history."
+    )
     sinks: list[SinkSpec] = Field(
         default_factory=list, description="Where the committed predictions are delivered to."
     )

@@ -57,6 +57,7 @@ attributes:
   # sinks: [{type: sql, connection_env: SCORES_DB, table: NAME_scores}]   # or {type: parquet, uri: FOLDER}
 
   # drift: {reference_partitions: 56, false_alarms_per_quarter: 1, columns: auto}
+  # quality: {history_partitions: 56, severity: warn}   # error: an unusual partition is not published
 
   # automation: {trigger: schedule, cron: "0 3 * * *", catch_up: 7}
 """

@@ -107,6 +107,12 @@ def _evaluate(slice_: Slice, _services: Services) -> StageResult:
 
 
 _QUARANTINED = "Rows set aside by this stage are at most max_error_share of those that entered it."
+# Learned from the partitions before; below 14 of them: not enough history.
+_USUAL = {
+    "usual_nulls": "As many rows without a value, or with an empty one, as usual.",
+    "usual_ranges": "No number or moment far beyond those before; no column that became constant.",
+    "known_values": "No more values than usual that no partition before has.",
+}
 
 _RAW = Stage(
     "raw",
@@ -117,6 +123,9 @@ _RAW = Stage(
         "volume": "There are rows, or allow_empty permits that there are none.",
         "duplicates": "Row keys are unique within the partition.",
         "quarantined_share": _QUARANTINED,
+        "usual_volume": "As many rows as usual, by the partitions before.",
+        "freshness": "The newest moments are as near to the partition's end as usual.",
+        **_USUAL,
     },
     "The source's rows, landed under their contract; bad rows are in quarantine.",
     kinds=frozenset({"parquet"}),
@@ -130,6 +139,7 @@ _FEATURES = Stage(
         "nulls": "No null where the recipe allows none; a warning for a column without a single value.",
         "finite": "No infinite number and no NaN.",
         "quarantined_share": _QUARANTINED,
+        **_USUAL,
     },
     "The feature recipe applied.",
 )

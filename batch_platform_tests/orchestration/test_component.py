@@ -98,10 +98,12 @@ def test_assets_checks_job_and_schedule(sandbox: DefsFolderSandbox) -> None:
     for key in graph.asset_check_keys:
         checks[key.asset_key.path[-1]].add(key.name)
         assert graph.get(key).partitions_def is not None
-    complete = {"complete"}
+    complete, usual = {"complete"}, {"usual_nulls", "usual_ranges", "known_values"}
     assert checks == {
-        "raw": {"contract", "volume", "duplicates", "quarantined_share"} | complete,
-        "features": {"schema", "nulls", "finite", "quarantined_share"} | complete,
+        "raw": {"contract", "volume", "duplicates", "quarantined_share", "usual_volume", "freshness"}
+        | usual
+        | complete,
+        "features": {"schema", "nulls", "finite", "quarantined_share"} | usual | complete,
         "predictions": {"reconciliation", "finite", "range", "quarantined_share"} | complete,
         "drift_report": {"features_drift", "predictions_drift"} | complete,
         "performance": {"performance"} | complete,

@@ -44,6 +44,11 @@ class Histogram:
         return cls._settled(*np.unique(places, return_counts=True), 0, limit)
 
     @classmethod
+    def counted(cls, places: Integers, counts: Integers, limit: int) -> Self:
+        """Of distinct values, each counted: their places, which may repeat, and their counts, (values,) int64."""
+        return cls._settled(*_summed(places, counts), 0, limit)
+
+    @classmethod
     def merged(cls, parts: Iterable["Histogram"], limit: int) -> Self:
         """The histogram of all parts' rows together; all parts have this limit."""
         parts = list(parts)
@@ -101,6 +106,13 @@ def places_of(numbers: npt.NDArray[np.float64]) -> Integers:
     """Places of finite numbers in their order, (rows,) int64; a level then leaves out digits of the mantissa."""
     bits = (numbers + 0.0).view(np.int64)  # + 0.0: the negative zero is a zero
     return np.where(bits < 0, -(bits & _SIGN), bits)
+
+
+def numbers_of(histogram: Histogram) -> npt.NDArray[np.float64]:
+    """The number of each bin that is nearest to zero, (bins,) ascending: what `places_of` undoes."""
+    places = np.array(histogram.places, np.int64)
+    magnitudes = (np.abs(places) << min(histogram.level, _HIGHEST_LEVEL)).view(np.float64)
+    return np.sign(places) * magnitudes
 
 
 def _coarser(places: Integers, bits: int) -> Integers:

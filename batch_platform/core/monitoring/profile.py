@@ -1,27 +1,33 @@
-"""What one partition's table looked like, in a few kilobytes: exactly mergeable, for any number of rows.
+"""What one partition's table looked like, in a few kilobytes: mergeable, for any number of rows.
 
-Decides what is counted of a column. Everything counted is a sum of integers, on bins that follow from the values
-alone, so that the profiles of two batches, merged, are the profile of both, bit for bit. What is normal, and what
-is a change, is not decided here.
+Decides what is counted of a column. Every count is a sum of integers, on bins that follow from the values alone, so
+that the profiles of two batches, merged, are the profile of both, bit for bit. Of columns with very many values the
+names of the frequent ones follow from the order of merging, within a stated error (`heavy.py`); no count does. What
+is normal, and what is a change, is not decided here.
 """
 
 import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch_platform.core.monitoring.heavy import HeavyValue, heaviest
 from batch_platform.core.monitoring.histogram import Histogram, places_of
+from batch_platform.core.monitoring.texts import CHARACTER_BINS, text_measures
 from batch_platform.errors import MonitoringError
 
 Kind = Literal["number", "string", "boolean", "time", "vector", "empty"]
 
-FORMAT = 2
+FORMAT = 3
+# Format 2 knew neither ends, infinities, heavy values nor what texts are made of: these are empty in what is read.
+_READ = (2, FORMAT)
 _HEADER = re.compile(rb"batch_platform profile ([0-9]{1,9}) rows ([0-9]{1,18})\n")
 HEADER_BYTES = 64  # a header is never longer
 
@@ -30,6 +36,8 @@ NUMBER_BINS = 512
 # Strings are counted by their hash. Up to so many distinct ones each has a bin, and its name is kept.
 VALUE_BINS = 1024
 _NAME_CHARACTERS = 60
+# Few, large pieces: merging costs as much as counting some thousand rows.
+_ROWS_AT_ONCE = 100_000
 
 # Vectors are summed in multiples of 2**-20; components beyond 2**20 would not be exact.
 _UNIT = 2**20
@@ -43,14 +51,20 @@ class ColumnProfile:
     """Counts of one column.
 
     Attributes:
-        kind: what the column holds. Of timestamps only nulls are counted, as their values always move; `empty`
-            is a column without a type, all null.
+        kind: what the column holds. Of timestamps nulls are counted and the ends kept, as their values always move;
+            `empty` is a column without a type, all null.
         rows: all rows.
         nulls: rows without a value.
         bad: NaN or infinite numbers; vectors that are empty, or hold such or huge components.
         numbers: numbers by value, strings by their length in characters, vectors by their norm.
         values: strings and booleans by the hash of their value.
         names: the value in each bin of `values`; empty where there are more values than bins.
+        heavy: then the most frequent values, with how often each was met, at the least; see `heavy.py`.
+        infinite: of `bad`, the infinite numbers.
+        low: the smallest finite number, or the oldest moment in microseconds since 1970; None where there is none.
+        high: the largest, or the newest.
+        token_lengths: strings by the mean length of their tokens, in quarters of a character.
+        symbols: strings by the share of their characters that are neither letters nor spaces, in 64ths.
         dimension: of vectors; 0 before the first, `DIFFERING` where it is not the same for all.
         sums: vectors: sum of each component, (dimension,), in units of 2**-20.
         squares: vectors: sum of the squared norms, in units of 2**-20.
@@ -66,6 +80,25 @@ class ColumnProfile:
     dimension: int = 0
     sums: tuple[int, ...] = ()
     squares: int = 0
+    heavy: tuple[HeavyValue, ...] = ()
+    infinite: int = 0
+    low: float | None = None
+    high: float | None = None
+    token_lengths: Histogram = field(default_factory=lambda: Histogram(CHARACTER_BINS))
+    symbols: Histogram = field(default_factory=lambda: Histogram(CHARACTER_BINS))
+
+    @property
+    def empty(self) -> int:
+        """Strings without a character."""
+        lengths = self.numbers if self.kind == "string" else Histogram(NUMBER_BINS)
+        return dict(zip(lengths.places, lengths.counts, strict=True)).get(0, 0)
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all rows that have a value have the same one."""
+        if self.kind in ("string", "boolean"):
+            return self.values.level == 0 and len(self.values.places) == 1
+        return self.kind in ("number", "time") and self.low is not None and self.low == self.high
 
     @property
     def missing(self) -> int:
@@ -100,18 +133,41 @@ class ColumnProfile:
             dimension,
             tuple(map(sum, zip(*(part.sums for part in vectors), strict=True))),
             sum(part.squares for part in vectors),
+            heaviest(part.frequent() for part in parts) if values.level else (),
+            sum(part.infinite for part in parts),
+            min((part.low for part in parts if part.low is not None), default=None),
+            max((part.high for part in parts if part.high is not None), default=None),
+            Histogram.merged((part.token_lengths for part in parts), CHARACTER_BINS),
+            Histogram.merged((part.symbols for part in parts), CHARACTER_BINS),
         )
 
+    def frequent(self) -> tuple[HeavyValue, ...]:
+        """The values that are known by name: all of them, or the heavy ones."""
+        if self.heavy or self.values.level:
+            return self.heavy
+        named = zip(self.values.places, self.names, self.values.counts, strict=True)
+        return tuple(HeavyValue(*each) for each in named)
+
     def to_values(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**vars(self), "numbers": self.numbers.to_values(), "values": self.values.to_values()}
+        """Plain values for JSON: of what most columns have not, only what this one has."""
+        histograms = {name: getattr(self, name) for name in _HISTOGRAMS}
+        plain = {name: value for name, value in vars(self).items() if name not in _HISTOGRAMS}
+        told = {name: value for name, value in plain.items() if name in _ALWAYS or value not in (None, 0, ())}
+        told |= {name: value for name, value in plain.items() if name in _ENDS and value is not None}
+        return told | {name: each.to_values() for name, each in histograms.items() if each.places}
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any]) -> "ColumnProfile":
         """Read plain values."""
-        histograms = {name: Histogram.from_values(values[name]) for name in ("numbers", "values")}
-        tuples = {name: tuple(values[name]) for name in ("names", "sums")}
-        return cls(**{**values, **histograms, **tuples})
+        read = {name: Histogram.from_values(values[name]) for name in _HISTOGRAMS if name in values}
+        tuples = {name: tuple(values.get(name, ())) for name in ("names", "sums")}
+        heavy = tuple(HeavyValue(*each) for each in values.get("heavy", ()))
+        return cls(**{**values, **read, **tuples, "heavy": heavy})
+
+
+_HISTOGRAMS = ("numbers", "values", "token_lengths", "symbols")
+_ALWAYS = ("kind", "rows")
+_ENDS = ("low", "high")
 
 
 @dataclass(frozen=True)
@@ -182,8 +238,9 @@ def rows_in(content: bytes) -> int:
     header = _HEADER.match(content)
     if header is None:
         raise MonitoringError(f"not a profile that this version reads (format {FORMAT})")
-    if int(header[1]) != FORMAT:
-        raise MonitoringError(f"a profile of format {int(header[1])}; this version reads {FORMAT}")
+    if int(header[1]) not in _READ:
+        known = " and ".join(map(str, _READ))
+        raise MonitoringError(f"a profile of format {int(header[1])}; this version reads {known}")
     return int(header[2])
 
 
@@ -206,6 +263,33 @@ def profile_table(table: pa.Table | pa.RecordBatch) -> Profile:
     return Profile(columns, table.num_rows)
 
 
+class Profiler:
+    """Profiles rows as they come, in memory that does not grow with them."""
+
+    def __init__(self) -> None:
+        self._profile: Profile | None = None
+        self._waiting: list[pa.Table] = []
+
+    def add(self, rows: pa.Table | pa.RecordBatch) -> None:
+        """Count these rows too."""
+        table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
+        self._waiting.append(table)
+        if sum(each.num_rows for each in self._waiting) >= _ROWS_AT_ONCE:
+            self._count()
+
+    def profile(self) -> Profile:
+        """The profile of all rows so far."""
+        self._count()
+        return self._profile or Profile()
+
+    def _count(self) -> None:
+        if not self._waiting:
+            return
+        together = pa.concat_tables(self._waiting, promote_options="default").combine_chunks()
+        found, self._waiting = profile_table(together), []
+        self._profile = found if self._profile is None else self._profile.merge(found)
+
+
 # -- counting ---------------------------------------------------------------------------------------------
 
 
@@ -216,24 +300,55 @@ def _profile(column: pa.Array, kind: Kind) -> ColumnProfile:
         numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)
         finite = numbers[np.isfinite(numbers)]
         bins = Histogram.of(places_of(finite), NUMBER_BINS)
-        return ColumnProfile(kind, rows, nulls, len(numbers) - len(finite), bins)
+        low, high = _ends(finite)
+        bad, infinite = len(numbers) - len(finite), int(np.isinf(numbers).sum())
+        return ColumnProfile(kind, rows, nulls, bad, bins, infinite=infinite, low=low, high=high)
     if kind in ("string", "boolean"):
         return _texts(kind, values.cast(pa.string()), rows, nulls)
     if kind == "vector":
         return _vectors(values, rows, nulls)
+    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
+        moments = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False)
+        low, high = _ends(moments.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64))
+        return ColumnProfile(kind, rows, nulls, low=low, high=high)
     return ColumnProfile(kind, rows, nulls)
 
 
+def _ends(numbers: npt.NDArray[np.float64]) -> tuple[float | None, float | None]:
+    # + 0.0: the negative zero is a zero
+    return (float(numbers.min() + 0.0), float(numbers.max() + 0.0)) if len(numbers) else (None, None)
+
+
 def _texts(kind: Kind, texts: pa.Array, rows: int, nulls: int) -> ColumnProfile:
-    lengths = pc.utf8_length(texts).to_numpy(zero_copy_only=False).astype(np.float64)
     # One entry a distinct value: hashing in Python costs nothing for categories.
     encoded = texts.dictionary_encode()
+    counts = np.bincount(encoded.indices.to_numpy(zero_copy_only=False), minlength=len(encoded.dictionary))
     distinct = encoded.dictionary.to_pylist()
     hashes = np.array([zlib.crc32(value.encode()) for value in distinct], np.int64)
-    values = Histogram.of(hashes[encoded.indices.to_numpy(zero_copy_only=False)], VALUE_BINS)
-    short = (value[:_NAME_CHARACTERS] for value in distinct)
-    names = _names(values, zip(hashes.tolist(), short, strict=True))
-    return ColumnProfile(kind, rows, nulls, 0, Histogram.of(places_of(lengths), NUMBER_BINS), values, names)
+    lengths = pc.utf8_length(encoded.dictionary).to_numpy(zero_copy_only=False).astype(np.float64)
+    values = Histogram.counted(hashes, counts, VALUE_BINS)
+    named = [
+        (place, value[:_NAME_CHARACTERS]) for place, value in zip(hashes.tolist(), distinct, strict=True)
+    ]
+    found = ColumnProfile(
+        kind,
+        rows,
+        nulls,
+        0,
+        Histogram.counted(places_of(lengths), counts, NUMBER_BINS),
+        values,
+        _names(values, named),
+    )
+    if kind == "boolean":
+        return found
+    measures = text_measures(encoded.dictionary)
+    places = zip(named, counts.tolist(), strict=True)
+    return replace(
+        found,
+        heavy=heaviest([[HeavyValue(*name, count) for name, count in places]]) if values.level else (),
+        token_lengths=Histogram.counted(measures.token_lengths, counts, CHARACTER_BINS),
+        symbols=Histogram.counted(measures.symbols, counts, CHARACTER_BINS),
+    )
 
 
 def _names(values: Histogram, named: Iterable[tuple[int, str]]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
+from batch_platform.core.monitoring.facts import Facts, facts_in
 from batch_platform.core.monitoring.profile import HEADER_BYTES, Profile, rows_in
 from batch_platform.errors import MonitoringError
 
@@ -48,10 +49,7 @@ class ReferenceStore:
     def save_profiles(self, partition_key: str, profiles: dict[str, Profile]) -> None:
         """Keep the profiles of a partition by table, in the place of earlier ones."""
         for table, profile in profiles.items():
-            path = self._profile(table, partition_key)
-            content = profile.to_bytes()
-            if files.read_if_there(path) != content:
-                files.replace(path, content)
+            self.save_content(table, partition_key, profile.to_bytes())
 
     def load_profile(self, table: str, partition_key: str) -> Profile:
         """The profile of a partition's table.
@@ -61,6 +59,36 @@ class ReferenceStore:
         """
         path = self._profile(table, partition_key)
         return _read(path, self._content(path, partition_key))
+
+    def content(self, table: str, partition_key: str) -> bytes:
+        """Bytes of the profile of a partition's table.
+
+        Raises:
+            MonitoringError: it is not there.
+        """
+        return self._content(self._profile(table, partition_key), partition_key)
+
+    def content_of(self, table: str, partition_key: str, digest: str) -> bytes | None:
+        """The same, of a profile with that SHA-256; None where it is not there, or is another one."""
+        content = files.read_if_there(self._profile(table, partition_key))
+        return content if content is not None and hashlib.sha256(content).hexdigest() == digest else None
+
+    def save_content(self, table: str, partition_key: str, content: bytes) -> None:
+        """Keep the profile of a partition's table, in the place of an earlier one."""
+        path = self._profile(table, partition_key)
+        if files.read_if_there(path) != content:
+            files.replace(path, content)
+
+    def facts(self, table: str, partition_key: str, content: bytes) -> Facts:
+        """What data quality remembers of a profile's bytes.
+
+        Raises:
+            MonitoringError: they cannot be read; names the file.
+        """
+        try:
+            return facts_in(content)
+        except MonitoringError as error:
+            raise _unreadable(self._profile(table, partition_key), error) from None
 
     def rows(self, table: str, partition_key: str) -> int:
         """Rows of a partition's table, without reading all of its profile.
