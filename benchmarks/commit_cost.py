@@ -189,7 +189,7 @@ def _scored(folder: Path, rows: int, make: Make) -> tuple[float, float]:
     """CPU seconds of the engine, and of all else that the stage does."""
     spec, version = make(folder, rows)
     slice_ = prepared(folder, spec)
-    engine = scoring.load_engine(version, spec)
+    engine = scoring.load_engine(version, spec, folder / "root")
     timed = Timed(engine)
     started = time.process_time()
     scoring.score_partition(slice_, version, engine, lambda line: None)
@@ -203,7 +203,7 @@ def memory(rows: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         spec, version = numbers(folder, rows)
-        engine = scoring.load_engine(version, spec)
+        engine = scoring.load_engine(version, spec, folder / "root")
         print(f"{rows} rows, {resident() / 2**20:.0f} MiB with the model loaded", flush=True)
         _watched("all new", folder, spec, version, engine)
         write_numbers(folder, rows, changed=True)

@@ -8,7 +8,7 @@ import getpass
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -133,6 +133,52 @@ def suspend(name: str, version: str, lift: bool, by: str, why: str) -> None:
         click.echo(f"{name}: version {version} may score again")
         return
     click.echo(f"{name}: version {version} {_registry().suspend(name, version, by, why).suspended}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("version")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    show_default=True,
+)
+@click.option("--again", is_flag=True, help="In place of what is kept; rows of another size are then stale.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def calibrate(
+    name: str,
+    version: str,
+    device: Literal["auto", "cpu", "cuda"],
+    dtype: Literal["auto", "float32", "bfloat16", "float16"],
+    again: bool,
+    as_json: bool,
+) -> None:
+    """Measure how large batches of texts should be for VERSION of NAME on this machine, and keep it.
+
+    Pipelines with `inference.batch_tokens: calibrated` use it, and measure by themselves where nothing is kept.
+    """
+    from batch_platform.core import calibrating
+    from batch_platform.core.inference.engine import Engine
+    from batch_platform.core.spec import InferenceSpec
+
+    root = Settings.from_env().root
+    model = _registry().get(name, version)
+    engine = Engine.load(model, model.signature, InferenceSpec(device=device, dtype=dtype))
+    found = None if again else calibrating.kept(engine, model.digest, root)
+    found = found or calibrating.calibrate(engine, model.digest, root, again)
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+        return
+    for each in found.measured:
+        rate = (
+            "does not fit the memory" if each.tokens_per_second is None else f"{each.tokens_per_second:,.0f}"
+        )
+        click.echo(f"{each.batch_tokens:>8} tokens a batch: {rate} tokens/s")
+    click.echo(
+        f"kept for {name} version {version}, {engine.plan.device}, {found.dtype}: {found.batch_tokens}"
+    )
 
 
 @models.command()

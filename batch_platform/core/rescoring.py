@@ -53,7 +53,7 @@ def rescore_rows(
         slice_: the partition.
         keys: (rows,) strings, row keys, unique.
         model: version to score with, such as the one that the pipeline's alias points to now.
-        engine: `scoring.load_engine(model, slice_.spec)`; one for all partitions of a call.
+        engine: from `scoring.load_engine`; one for all partitions of a call.
         progress: told after every shard.
 
     Raises:

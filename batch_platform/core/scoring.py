@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from batch_platform.core import gate
 from batch_platform.core.arranging import together
+from batch_platform.core.calibrating import calibrated
 from batch_platform.core.data.contract import Rejected
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.lake import Commit, Slot
@@ -157,15 +158,22 @@ def _shards_of(slice_: Slice, fingerprint: str) -> Location:
     return slice_.layout.staging(slice_.key) / fingerprint
 
 
-def load_engine(model: RegisteredVersion, spec: PipelineSpec) -> Engine:
+def load_engine(model: RegisteredVersion, spec: PipelineSpec, root: Location) -> Engine:
     """Load a version for a pipeline, after checking its files against their digests.
+
+    Args:
+        root: of the platform, where calibrations are kept.
 
     Raises:
         ModelError: a file is altered, or the model cannot be loaded.
         SignatureError: the pipeline's decision does not suit the model.
         InferenceError: the device asked for is not there.
+        StorageError: a calibration that is asked for cannot be read or kept.
     """
-    return Engine.load(model, signature_for(model, spec.decision), spec.inference)
+    engine = Engine.load(model, signature_for(model, spec.decision), spec.inference)
+    if spec.inference.batch_tokens != "calibrated":
+        return engine
+    return calibrated(engine, model.digest, root)
 
 
 # -- receipt ----------------------------------------------------------------------------------------------

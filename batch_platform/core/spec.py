@@ -519,8 +519,10 @@ class InferenceSpec(_Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on GPUs that have it, else float32."
     )
-    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Token budget of a batch of texts, padding included."
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto", "calibrated"] = Field(
+        "auto",
+        description="Token budget of a batch of texts, padding included. auto: by the device; calibrated: measured once "
+        "for the model and the kind of machine, and kept.",
     )
     batch_rows: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto", description="Rows of a batch of a tabular model."

@@ -39,7 +39,8 @@ def search(spec: PipelineSpec, settings: Settings, words: str, count: int) -> li
         ModelNotFoundError: the model was not registered yet.
         UpstreamMissingError: nothing was embedded yet.
     """
-    engine = load_engine(Registry(settings.root).resolve(spec.model.name, spec.model.alias), spec)
+    model = Registry(settings.root).resolve(spec.model.name, spec.model.alias)
+    engine = load_engine(model, spec, settings.root)
     asked = engine.score(pa.table({"row_key": ["words"], "text": [words]})).outputs["embedding"][0].as_py()
     keys, days, texts, vectors = _pieces(spec, settings)
     likeness = vectors @ np.array(asked, np.float32)  # (pieces,)

@@ -51,7 +51,7 @@ class Services:
         """
         from batch_platform.core.scoring import load_engine
 
-        return load_engine(self.model, self._spec)
+        return load_engine(self.model, self._spec, self._settings.root)
 
     @cached_property
     def forecaster(self) -> "Forecaster":

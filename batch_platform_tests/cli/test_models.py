@@ -130,6 +130,17 @@ def test_list_and_promote(root, tabular):
         _run("promote", "churn", "5", "--alias", "champion", "--by", "bob", "--why", "best")
 
 
+def test_calibrate_measures_once_and_says_what_is_kept(root, text):
+    assert _run("register", "mail", text, "--flavor", "transformers").exit_code == 0
+    first = json.loads(_run("calibrate", "mail", "1", "--device", "cpu", "--json").output)
+    assert first["batch_tokens"] in [each["batch_tokens"] for each in first["measured"]]
+    assert json.loads(_run("calibrate", "mail", "1", "--device", "cpu", "--json").output) == first
+    shown = _run("calibrate", "mail", "1", "--device", "cpu").output.splitlines()
+    assert len(shown) == len(first["measured"]) + 1
+    assert shown[-1] == f"kept for mail version 1, cpu, float32: {first['batch_tokens']}"
+    assert json.loads(_run("calibrate", "mail", "1", "--again", "--json").output)["at"] > first["at"]
+
+
 def test_suspend_and_lift(root, tabular):
     _run("register", "churn", tabular, "--flavor", "torch", "--alias", "champion", "--by", "ann")
     done = _run("suspend", "churn", "1", "--by", "risk", "--why", "scores rose")

@@ -40,7 +40,7 @@ class Bench:
 
     def engine(self, model: RegisteredVersion | None = None) -> Engine:
         """A loaded engine that remembers the rows of each shard that it scores."""
-        engine = scoring.load_engine(model or self.model, self.mini.spec)
+        engine = scoring.load_engine(model or self.model, self.mini.spec, self.mini.settings.root)
         stream = engine.score_stream
 
         def counting(shards: Iterator[pa.Table], tolerated: int) -> Iterator[Any]:

@@ -26,7 +26,7 @@ class Lived:
     def __init__(self, mini: Mini) -> None:
         self.mini = mini
         self.model = mini.register()
-        self.engine = scoring.load_engine(self.model, mini.spec)
+        self.engine = scoring.load_engine(self.model, mini.spec, mini.settings.root)
         for round_ in range(3):
             for day in DAYS[:2]:
                 self.run(day, 20 + round_)

@@ -27,7 +27,7 @@ def bench(mini: Mini) -> Bench:
 def look(bench: Bench, *days: str) -> Plan:
     calendar = bench.mini.spec.partitions.calendar()
     partitions = [calendar.partition(day) for day in days or (DAY,)]
-    engine = scoring.load_engine(bench.model, bench.mini.spec)
+    engine = scoring.load_engine(bench.model, bench.mini.spec, bench.mini.settings.root)
     return plan(bench.mini.spec, bench.mini.settings, bench.mini.folder, partitions, bench.model, engine)
 
 
@@ -151,7 +151,7 @@ def test_other_models_count_only_where_nothing_else_is_known() -> None:
 
 def test_forecast_and_time_are_recorded_and_compared(bench: Bench) -> None:
     lake = bench.slice().lake
-    engine = scoring.load_engine(bench.model, bench.mini.spec)
+    engine = scoring.load_engine(bench.model, bench.mini.spec, bench.mini.settings.root)
 
     class Lately(Forecaster):
         def __init__(self) -> None:

@@ -26,7 +26,7 @@ BAD = {"id": "bad", "amount": -1, "age": 20, "plan": "pro"}
 def lake(mini: Mini) -> Mini:
     """Two days scored, the second one twice, with a row in quarantine each."""
     model = mini.register()
-    engine = scoring.load_engine(model, mini.spec)
+    engine = scoring.load_engine(model, mini.spec, mini.settings.root)
     for round_ in range(2):
         for day in DAYS[:2]:
             rows = [good_row(day, number) for number in range(ROWS + round_)]

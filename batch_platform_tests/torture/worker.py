@@ -57,7 +57,7 @@ def make_partition(folder: Path, key: str, run_id: str, hold: bool = False, alia
         landing.land_partition(slice_)
         featurizing.featurize_partition(slice_)
         model = Registry(settings.root).resolve(spec.model.name, alias)
-        engine = scoring.load_engine(model, spec)
+        engine = scoring.load_engine(model, spec, settings.root)
         total = -(
             -slice_.committed("features").rows // work.pin(slice_, model, engine).parameters["shard_rows"]
         )

@@ -38,7 +38,7 @@ def rescore_affected(
     if not partitions:
         return
     model = model_source(spec.model.name, settings.root).resolve(spec.model.name, spec.model.alias)
-    engine = load_engine(model, spec)
+    engine = load_engine(model, spec, settings.root)
     run = Run(str(uuid.uuid4()), f"affected --rescore: {question.by or 'range'} {question.value}".rstrip())
     for key in partitions:
         slice_ = Slice(spec, spec.partitions.calendar().partition(key), settings, base, run)

@@ -17,4 +17,6 @@ def make(mini: Mini, day: str, run: str = "run-1") -> None:
     landing.land_partition(slice_)
     featurizing.featurize_partition(slice_)
     model = Registry(mini.settings.root).resolve("churn", "champion")
-    scoring.score_partition(slice_, model, scoring.load_engine(model, mini.spec), lambda line: None)
+    scoring.score_partition(
+        slice_, model, scoring.load_engine(model, mini.spec, mini.settings.root), lambda line: None
+    )
