@@ -28,7 +28,7 @@ from batch_platform.core.monitoring.reviews import Reviewed, ReviewStore, review
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.provenance.receipts import inherited, read_from
 from batch_platform.core.slice import Slice, StageResult, commit_small
-from batch_platform.core.watching import watched_features
+from batch_platform.core.watching import unusual, watched_features
 from batch_platform.errors import MonitoringError
 
 # Evidently's cost grows with the rows; half a thousand draw a distribution well enough.
@@ -85,12 +85,15 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
     nulls = _null_shares(profiles)
     page = slice_.layout.report(slice_.key) / "drift.html"
     found = _diagnosis(slice_, judgement, watched)
+    calibrations = judgement.calibrations
     said = {
         "fingerprint": identity,
         "reference": version,
         **verdicts,
         "diagnosis": found and found.to_values(),
+        "calibration": {group: summary.calibration_values(each) for group, each in calibrations.items()},
     }
+    quality = unusual(slice_.layout, slice_.key)
     reused = not _write_verdicts(page.with_suffix(".json"), said) and page.is_file()
     what = {
         **inherited(predictions.receipt),
@@ -100,7 +103,7 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
     }
     _commit_metrics(slice_, judgement, decided, identity, what)
     decisions = _decisions(decided)
-    top = summary.summary_html(judgement.verdicts, nulls, _SAMPLED, decisions, found)
+    top = summary.summary_html(judgement.verdicts, nulls, _SAMPLED, decisions, found, calibrations, quality)
     request = None if reused else _request(slice_, judgement, watched, top, page)
     return StageResult(
         table="drift_metrics",
@@ -114,7 +117,7 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
             "owner's decision": decisions or None,
             "diagnosis": found and found.paragraph,
         },
-        markdown=summary.markdown(judgement.verdicts, nulls, decisions, found),
+        markdown=summary.markdown(judgement.verdicts, nulls, decisions, found, calibrations, quality),
         report=page,
         trend=slice_.layout.trend,
         rendering=None if request is None else renderer.submit(request),

@@ -1,9 +1,10 @@
-"""The trend page of a pipeline, made of what its stages committed: one file, written whole.
+"""The trend page of a pipeline, made of what its stages committed and judged: one file, written whole.
 
 Reads the newest partitions of two small tables, so that its cost does not grow with the pipeline's age. Drawing
 is done by `monitoring/trend.py`.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +18,8 @@ from batch_platform.core.monitoring.reference import ReferenceStore
 from batch_platform.core.monitoring.reviews import ReviewStore
 from batch_platform.core.monitoring.trend import MAX_PARTITIONS, Series, Trend, trend_page
 from batch_platform.core.reviewing import GROUPS
+from batch_platform.core.watching import QUALITY_CHECKS, quality_of
+from batch_platform.errors import MonitoringError
 
 # Realised metrics that are drawn, where a pipeline has them.
 _DRAWN = (
@@ -31,6 +34,7 @@ _DRAWN = (
     "estimated_accuracy",
 )
 _READERS = 8
+_LOOKED_BACK = 30
 
 Rows = Mapping[str, list[dict[str, Any]]]
 
@@ -52,6 +56,8 @@ def gather(layout: Layout) -> Trend:
     known = store.keys(*GROUPS)
     keys = known[-MAX_PARTITIONS:]
     drift = _rows(lake, "drift_metrics", keys)
+    with ThreadPoolExecutor(_READERS) as pool:
+        quality = dict(zip(keys, pool.map(lambda key: quality_of(layout, key), keys), strict=True))
     names = dict.fromkeys((row["group"], row["column"]) for key in keys for row in drift.get(key, ()))
     scores: dict[tuple[str, str], list[float | None]] = {name: [None] * len(keys) for name in names}
     alarms: dict[tuple[str, str], set[int]] = {name: set() for name in names}
@@ -75,7 +81,38 @@ def gather(layout: Layout) -> Trend:
         store.all(),
         ReviewStore(layout.monitoring).all(),
         len(known) - len(keys),
+        quality={stage: [_quality_status(quality[key], stage) for key in keys] for stage in QUALITY_CHECKS},
+        unusual={
+            key: {check: told["message"] for check, told in found.items() if not told["passed"]}
+            for key, found in quality.items()
+        },
+        calibrations=_calibrations(layout, keys),
     )
+
+
+def _quality_status(quality: Mapping[str, Mapping[str, Any]], stage: str) -> str | None:
+    """The worst of a stage's checks; None where it was not judged."""
+    found = [told for check, told in quality.items() if check.startswith(f"{stage} ")]
+    if not found:
+        return None
+    if not all(told["passed"] for told in found):
+        return "alert"
+    return "ok" if any(told.get("status") == "ok" for told in found) else "not enough history"
+
+
+def _calibrations(layout: Layout, keys: Sequence[str]) -> dict[str, Any]:
+    """How the decision was set when the newest partition was judged that had a reference; empty without one."""
+    for key in keys[: -_LOOKED_BACK - 1 : -1]:
+        path = layout.report(key) / "drift.json"
+        try:
+            found = json.loads(files.read_if_there(path) or b"{}").get("calibration")
+        except (ValueError, AttributeError) as error:
+            raise MonitoringError(
+                f"{path}: cannot be read ({error!r}); materialize {layout.pipeline}/drift_report for {key} again"
+            ) from None
+        if found:
+            return dict(found)
+    return {}
 
 
 def _performance(rows: Rows, keys: Sequence[str]) -> dict[str, Series]:

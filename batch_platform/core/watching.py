@@ -186,12 +186,27 @@ def quality_of(layout: Layout, partition_key: str) -> dict[str, dict[str, Any]]:
         if content is None:
             continue
         try:
-            found |= {f"{stage} {check}": dict(told) for check, told in json.loads(content).items()}
-        except (ValueError, TypeError, AttributeError) as error:
+            told = json.loads(content)
+            for check, each in told.items():
+                found[f"{stage} {check}"] = {**each, "passed": each["passed"], "message": each["message"]}
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise MonitoringError(
                 f"{path}: cannot be read ({error!r}); materialize {layout.pipeline}/{stage} for {partition_key} again"
             ) from None
     return found
+
+
+def unusual(layout: Layout, partition_key: str) -> dict[str, str]:
+    """What is not as usual in a partition's quality: `stage check` -> what was found.
+
+    Raises:
+        MonitoringError: the verdicts cannot be read.
+    """
+    return {
+        check: told["message"]
+        for check, told in quality_of(layout, partition_key).items()
+        if not told["passed"]
+    }
 
 
 def _observed(calendar: PartitionCalendar, partition_key: str, facts: Facts) -> Observed | None:

@@ -92,6 +92,11 @@ def test_from_no_history_to_an_alert(tmp_path: Path, pages: Pages) -> None:
     assert all(check.passed and check.severity == "warn" for result in first for check in result.checks)
     quiet = judge(tmp_path, pages, 5)
     assert verdicts(quiet) == {"features": "ok", "predictions": "ok"}
+    page = pages.requests[-1].summary_html
+    for said in (page, quiet.markdown):
+        assert "false alarms a quarter" in said
+    assert "smallest lasting change" in page
+    assert "not calibrated yet" in pages.requests[4].summary_html
     assert quiet.metadata["reference"] == f"version 1: 5 partitions, {KEYS[0]} to {KEYS[4]}"
     moved = judge(tmp_path, pages, 6, table(6, shift=3))
     assert verdicts(moved) == {"features": "alert", "predictions": "alert"}

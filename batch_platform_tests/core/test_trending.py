@@ -1,5 +1,6 @@
 """The trend page from committed tables: everything on it, nothing live in it, on a disk and in object storage."""
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from batch_platform.core.monitoring.reviews import Cause, Review
 from batch_platform.core.monitoring.trend import MAX_PARTITIONS, Series, Trend, trend_page
 from batch_platform.core.reviewing import decide
 from batch_platform.core.trending import gather, write_trend
+from batch_platform.core.watching import quality_file
 from batch_platform.settings import Settings
 from batch_platform_tests.core.committed import slice_of
 from batch_platform_tests.core.test_drift_reporting import DRIFT, KEYS, Pages, judge, table
@@ -54,6 +56,15 @@ def test_the_page_of_a_pipeline_shows_alarms_decisions_and_references(tmp_path: 
     for words in ("amount", "score", "a broken sensor", "a training was asked for", "reference 1", KEYS[6]):
         assert words in page.text
     assert f"{KEYS[6]}/drift.html" in page.links
+    # What the verdicts are worth, and what was said of the rows themselves.
+    assert "false alarms a quarter; not back-tested: the reference is too short" in page.text
+    assert "mean ± " in page.text
+    assert "usual_volume" not in page.text
+    said = {"usual_volume": {"passed": False, "status": "alert", "message": "rows 3, usual 60"}}
+    quality_file(slice_.layout, KEYS[5], "raw").write_text(json.dumps(said))
+    trend = gather(slice_.layout)
+    assert trend.quality["raw"] == [*[None] * 5, "alert", None]
+    assert "rows 3, usual 60" in trend_page(trend)
     assert place == slice_.layout.report(KEYS[6]).parent / "trend.html"
 
 
@@ -78,11 +89,34 @@ def test_nothing_that_comes_from_data_is_markup() -> None:
     cause = Cause("features", EVIL, EVIL, "up")
     review = Review(1, "2026-01-01-00003", "accept", EVIL, EVIL, "2026-01-02T00:00:00", (cause,), 1)
     trend = made(5, 1, EVIL, references=[reference], reviews=[review])
-    trend = Trend(**{**vars(trend), "alarms": {name: frozenset({3}) for name in trend.scores}})
+    changes = [{"column": EVIL, "statistic": EVIL, "words": EVIL}]
+    calibration = {"sentence": EVIL, "season": EVIL, "smallest_changes": changes}
+    more = {
+        "quality": {EVIL: ["alert"] * 5},
+        "unusual": {"2026-01-01-00002": {EVIL: EVIL}},
+        "calibrations": {EVIL: calibration},
+    }
+    trend = Trend(**{**vars(trend), **more, "alarms": {name: frozenset({3}) for name in trend.scores}})
     text = trend_page(trend)
     page = Page(text)
     assert page.tags <= {
-        *("html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "small", "svg", "text", "rect"),
+        *(
+            "html",
+            "head",
+            "meta",
+            "title",
+            "style",
+            "body",
+            "h1",
+            "h2",
+            "h3",
+            "p",
+            "b",
+            "small",
+            "svg",
+            "text",
+            "rect",
+        ),
         *("path", "circle", "table", "tr", "th", "td", "a", "details", "summary"),
     }
     assert not [name for name in page.attributes if name.startswith("on")]

@@ -11,13 +11,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batch_platform.core.monitoring.diagnosis import Diagnosis
-from batch_platform.core.monitoring.drift import Finding, Verdict
+from batch_platform.core.monitoring.drift import Calibration, Finding, Verdict
 from batch_platform.core.monitoring.reviews import Reviewed
 
 _SHOWN_FINDINGS = 12
 _BARS = 12
 _NAME_CHARACTERS = 80
 _CELL_CHARACTERS = 240
+_SENTENCE_CHARACTERS = 600
+_SHOWN_CHANGES = 6
+_MOST_COLUMNS = 300
+_SMALLEST = "smallest lasting change that is found nine of ten times within seven partitions"
+_UNCALIBRATED = "The rule is not calibrated yet: there are too few partitions before this one."
 # Also what markdown makes links and entities of without being asked: https://x, www.x, a@b, &amp;
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~:.@&-])")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffe\uffff]")
@@ -63,6 +68,8 @@ def markdown(
     nulls: Mapping[str, float],
     decisions: str = "",
     diagnosis: Diagnosis | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
+    quality: Mapping[str, str] | None = None,
 ) -> str:
     """The judgement for the Dagster UI: what happened, a sentence per group, a table of findings, a plot.
 
@@ -71,11 +78,14 @@ def markdown(
         nulls: column -> share of rows without a value.
         decisions: what owners decided on the causes, in words.
         diagnosis: of an alarm.
+        calibrations: by group: how the decision is set; none before there is a reference.
+        quality: what is not as usual in the partition's quality, by check.
     """
     lines = [] if diagnosis is None else [plain(diagnosis.paragraph), ""]
     lines += [f"**{group}**: {plain(verdict.message)}  " for group, verdict in verdicts.items()]
     if decisions:
         lines.append(f"**owner's decision**: {plain(decisions)}  ")
+    lines += [f"**{plain(check)}**: {plain(words)}  " for check, words in (quality or {}).items()]
     rows = [(group, finding) for group, verdict in verdicts.items() for finding in verdict.findings]
     if rows:
         lines += ["", "| group | column | what | direction | effect | p |", "|---|---|---|---|---|---|"]
@@ -90,6 +100,7 @@ def markdown(
     if missing:
         named = ", ".join(f"{plain(one_line(name))} {share:.1%}" for name, share in missing.items())
         lines += ["", f"Rows without a value: {named}"]
+    lines += ["", *(f"*{group}*: {plain(words)}  " for group, words in _rates(calibrations).items())]
     scores = _scores(verdicts)
     if scores:
         lines += ["", f"![largest z by column]({plot(scores, _alarming(verdicts))})"]
@@ -109,6 +120,8 @@ def summary_html(
     sampled: str,
     decisions: str = "",
     diagnosis: Diagnosis | None = None,
+    calibrations: Mapping[str, Calibration] | None = None,
+    quality: Mapping[str, str] | None = None,
 ) -> str:
     """The judgement for the top of the page.
 
@@ -116,6 +129,8 @@ def summary_html(
         sampled: what the distributions below are drawn from, in words.
         decisions: what owners decided on the causes, in words.
         diagnosis: of an alarm.
+        calibrations: by group: how the decision is set; none before there is a reference.
+        quality: what is not as usual in the partition's quality, by check.
     """
     parts = [] if diagnosis is None else [f"<p><big>{html.escape(diagnosis.paragraph)}</big></p>"]
     parts += [
@@ -123,6 +138,10 @@ def summary_html(
     ]
     if decisions:
         parts.append(f"<p><b>owner's decision</b>: {html.escape(decisions)}</p>")
+    parts += [
+        f"<p><b>{html.escape(check)}</b>: {html.escape(one_line(words, _SENTENCE_CHARACTERS))}</p>"
+        for check, words in (quality or {}).items()
+    ]
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _texts(group, finding)) + "</tr>"
         for group, verdict in verdicts.items()
@@ -142,8 +161,62 @@ def summary_html(
     scores = _scores(verdicts)
     if scores:
         parts.append(f'<p><img alt="largest z by column" src="{plot(scores, _alarming(verdicts))}"></p>')
+    parts += calibration_html(
+        {group: calibration_values(each) for group, each in (calibrations or {}).items()}
+    )
     parts.append(f"<p><small>{html.escape(sampled)}</small></p>")
     return "\n".join(parts)
+
+
+# -- what the verdict is worth ----------------------------------------------------------------------------
+
+
+def calibration_values(calibration: Calibration) -> dict[str, Any]:
+    """How the decision is set and what it finds, as JSON values."""
+    return {
+        "sentence": calibration.sentence(),
+        "budget": calibration.budget,
+        "strictness": calibration.strictness,
+        "season": calibration.season,
+        "meets_budget": calibration.meets_budget,
+        "smallest_changes": [
+            {"column": each.column, "statistic": each.statistic, "words": each.words}
+            for each in calibration.detectable
+        ],
+    }
+
+
+def calibration_html(calibrations: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The false-alarm rate and the smallest change that is found in each column, of `calibration_values` by group."""
+    parts = ["<h3>What this verdict is worth</h3>"]
+    if not calibrations:
+        parts.append(f"<p>{_UNCALIBRATED}</p>")
+    for name, values in calibrations.items():
+        group, season = html.escape(one_line(name)), html.escape(one_line(values["season"]))
+        by = "" if values["season"] == "none" else f" Compared by {season}."
+        sentence = html.escape(one_line(values["sentence"], _SENTENCE_CHARACTERS))
+        parts.append(f"<p><b>{group}</b>: {sentence}.{by}</p>")
+        words: dict[str, list[str]] = {}
+        for each in values["smallest_changes"]:
+            said = (
+                each["words"]
+                if each["words"].startswith(("mean", "spread"))
+                else f"{each['statistic']} {each['words']}"
+            )
+            words.setdefault(each["column"], []).append(said)
+        rows = [
+            {"column": column, _SMALLEST: "; ".join(said[:_SHOWN_CHANGES])} for column, said in words.items()
+        ]
+        if rows:
+            more = f"; {len(rows) - _MOST_COLUMNS} more are not listed" if len(rows) > _MOST_COLUMNS else ""
+            head = f"{group}: the smallest change of each column that is found{more}"
+            parts.append(f"<details><summary>{head}</summary>{_html_table(rows[:_MOST_COLUMNS])}</details>")
+    return parts
+
+
+def _rates(calibrations: Mapping[str, Calibration] | None) -> dict[str, str]:
+    rates = {group: f"{calibration.sentence()}." for group, calibration in (calibrations or {}).items()}
+    return rates or {"calibration": _UNCALIBRATED}
 
 
 def _diagnosis_html(diagnosis: Diagnosis) -> list[str]:

@@ -7,11 +7,12 @@ from data is escaped. It reads nothing.
 import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 from batch_platform.core.monitoring.reference import Reference
 from batch_platform.core.monitoring.reviews import Review
-from batch_platform.core.monitoring.summary import one_line
+from batch_platform.core.monitoring.summary import calibration_html, one_line
 
 # Beyond these the page would be long before it is of use.
 MAX_PARTITIONS = 400
@@ -54,6 +55,9 @@ class Trend:
         references: every reference, oldest first.
         reviews: every decision, oldest first.
         left_out: older partitions that are not drawn.
+        quality: by stage: the status of each partition's data quality.
+        unusual: by partition: what is not as usual, by check.
+        calibrations: by group: `summary.calibration_values` of the decision.
     """
 
     pipeline: str
@@ -65,6 +69,9 @@ class Trend:
     references: Sequence[Reference] = ()
     reviews: Sequence[Review] = ()
     left_out: int = 0
+    quality: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    unusual: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    calibrations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def trend_page(trend: Trend) -> str:
@@ -78,6 +85,8 @@ def trend_page(trend: Trend) -> str:
             *_performance(trend),
             *_columns(trend),
             *_alarms(trend),
+            *_unusual(trend),
+            *calibration_html(trend.calibrations),
             *_reviews(trend),
             *_references(trend),
         ]
@@ -109,7 +118,8 @@ def _timeline(trend: Trend) -> Iterator[str]:
     """A strip for each group of columns: what was decided on each partition."""
     if not trend.keys:
         return
-    rows, step = list(trend.statuses.items()), _step(trend)
+    quality = {f"{stage} quality": statuses for stage, statuses in trend.quality.items()}
+    rows, step = [*trend.statuses.items(), *quality.items()], _step(trend)
     parts = []
     for row, (group, statuses) in enumerate(rows):
         y = 24 * row + 4
@@ -125,9 +135,7 @@ def _timeline(trend: Trend) -> Iterator[str]:
                 )
     height = 24 * len(rows) + 34
     parts += [*_marks(trend, height - 24), *_axis(trend, height)]
-    legend = (
-        "green: no drift, red: alarm, grey: not enough history or no rows; dashed: a new reference begins to "
-    )
+    legend = "green: no drift, as usual; red: alarm; grey: not enough history or no rows; dashed: a new reference begins to "
     yield "<h2>Partitions</h2>"
     yield _svg(height, parts)
     yield f"<p><small>{legend}be used; triangle: an owner's decision. Hold the pointer still for details.</small></p>"
@@ -297,6 +305,17 @@ def _alarms(trend: Trend) -> Iterator[str]:
         names += f" and {len(columns) - 8} more" if len(columns) > 8 else ""
         yield f'<tr><td><a href="{_report(key)}">{_safe(key)}</a></td><td>{names}</td></tr>'
     yield "</table>" + _cut(len(by_place))
+
+
+def _unusual(trend: Trend) -> Iterator[str]:
+    found = [(key, trend.unusual[key]) for key in reversed(trend.keys) if trend.unusual.get(key)]
+    if not found:
+        return
+    yield "<h2>Data quality that is not as usual</h2><table><tr><th>partition</th><th>check</th><th>what</th></tr>"
+    for key, checks in found[:_MAX_LISTED]:
+        for check, words in checks.items():
+            yield f"<tr><td>{_safe(key)}</td><td>{_safe(check)}</td><td>{_safe(words, 400)}</td></tr>"
+    yield "</table>" + _cut(len(found))
 
 
 def _reviews(trend: Trend) -> Iterator[str]:

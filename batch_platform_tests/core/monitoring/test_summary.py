@@ -7,7 +7,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from batch_platform.core.monitoring.drift import Finding, Verdict
+from batch_platform.core.monitoring.back_test import Trial
+from batch_platform.core.monitoring.detectable import Detectable
+from batch_platform.core.monitoring.drift import Calibration, Finding, Verdict
 from batch_platform.core.monitoring.summary import markdown, plot, summary_html, verdict_values
 
 EVIL = "</td><script>alert(1)</script>[x](javascript:alert(2))|`![y](http://z)"
@@ -39,7 +41,7 @@ class Tags(HTMLParser):
 
 def test_the_page_says_the_verdict_and_holds_only_our_tags() -> None:
     page = Tags(summary_html({"features": ALERT, "predictions": OK}, NULLS, "At most 500 rows."))
-    assert page.names <= {"p", "b", "table", "tr", "th", "td", "img", "small"}
+    assert page.names <= {"p", "b", "table", "tr", "th", "td", "img", "small", "h3"}
     for words in (
         "drift in tenure",
         "no drift found",
@@ -50,6 +52,32 @@ def test_the_page_says_the_verdict_and_holds_only_our_tags() -> None:
         EVIL,
     ):
         assert words in page.text
+
+
+def test_page_and_markdown_state_the_false_alarm_rate_and_the_smallest_change() -> None:
+    changes = (
+        Detectable(EVIL, "mean rank", 0.1, "mean ± 0.36 sd"),
+        Detectable(EVIL, "null rate", 0.1, "1.0 % to 3.1 %"),
+    )
+    trial = Trial(1.6, 28, 0, 0, 0.0, 9.7)
+    calibrations = {"features": Calibration(1.0, 91, 1.6, trial, "weekday", changes)}
+    html = summary_html({"features": OK}, {}, "", calibrations=calibrations, quality={"raw freshness": EVIL})
+    page = Tags(html)
+    assert page.names <= {"p", "b", "table", "tr", "th", "td", "img", "small", "h3", "details", "summary"}
+    for words in (
+        "at most 1 false alarms a quarter",
+        "0 false alarms on 28 back-tested partitions at strictness 1.6",
+        "Compared by weekday",
+        "mean ± 0.36 sd; null rate 1.0 % to 3.1 %",
+        EVIL,
+    ):
+        assert words in page.text
+    text = markdown({"features": OK}, {}, calibrations=calibrations, quality={"raw freshness": EVIL})
+    assert "*features*: set for at most 1 false alarms a quarter" in text
+    assert "<script>" not in text
+    assert "[x](" not in text
+    assert "not calibrated yet" in Tags(summary_html({"features": OK}, {}, "")).text
+    assert "not calibrated yet" in markdown({"features": OK}, {})
 
 
 def test_markdown_starts_with_a_sentence_and_data_cannot_break_out() -> None:
