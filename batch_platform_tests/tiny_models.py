@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from batch_platform.core.models.item_ranker_config import ItemRankerConfig
 from batch_platform.core.models.signature import InputColumn, ModelSignature
 from batch_platform.core.models.tabular import Standardisation, TabularConfig
 
@@ -52,6 +53,23 @@ TABULAR_CONFIG = TabularConfig(
     hidden=(8,),
     embedding_size=4,
 )
+
+RANKER_CONFIG = ItemRankerConfig(("recent", "history"), ("milk", "bread", "eggs", "tea"), factors=3, top_k=2)
+
+
+def item_ranker(folder: Path, seed: int = 0) -> Path:
+    """A ranker of four items with random weights; returns `folder`."""
+    import torch
+
+    from batch_platform.core.models.item_ranker import ItemRanker
+
+    torch.manual_seed(seed)
+    model = ItemRanker(RANKER_CONFIG)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    model.save(folder)
+    return folder
 
 
 def text_classifier(folder: Path, labels: tuple[str, ...] = LABELS, seed: int = 0, **shape: int) -> Path:

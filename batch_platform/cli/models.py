@@ -34,7 +34,9 @@ def models() -> None:
 @click.argument("name")
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--flavor", required=True, help="transformers, torch, lightgbm, xgboost or onnx.")
-@click.option("--task", type=click.Choice(["classification", "regression", "embedding", "generation"]))
+@click.option(
+    "--task", type=click.Choice(["classification", "regression", "embedding", "generation", "ranking"])
+)
 @click.option("--labels", help="Labels in the order of the logits, separated by commas.")
 @click.option("--positive-class", help="Of two labels, the one whose probability is the score.")
 @click.option("--text-column", help="Feature column that a text model reads. Default: text.")

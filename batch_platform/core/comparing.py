@@ -203,7 +203,17 @@ def _pair(old: pa.Table, new: pa.Table, labels: Mapping[str, str]) -> Comparison
     return total
 
 
-_OUTPUTS = ("label", "score", "scores", "decision", "prediction", "embedding", "generated_text")
+_OUTPUTS = (
+    "label",
+    "score",
+    "scores",
+    "decision",
+    "prediction",
+    "embedding",
+    "generated_text",
+    "items",
+    "item_scores",
+)
 
 
 def _equal(old: pa.Array, new: pa.Array) -> npt.NDArray[np.bool_]:

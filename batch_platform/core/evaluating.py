@@ -24,7 +24,7 @@ from batch_platform.core.layout import Layout
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.monitoring import performance_words
 from batch_platform.core.monitoring.calibration import BLIND_SPOT, Counts, estimate_binary
-from batch_platform.core.monitoring.performance import Performance, classification, regression
+from batch_platform.core.monitoring.performance import Performance, classification, ranking, regression
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.provenance.receipts import inherited, read_from
 from batch_platform.core.slice import Slice, StageResult, commit_small
@@ -42,6 +42,7 @@ _ERRORS = frozenset({"log_loss", "brier", "mae", "rmse"})
 _TWO_LABELS = frozenset({"accuracy", "auc", "precision", "recall", "f1", "log_loss", "brier"})
 _MANY_LABELS = frozenset({"accuracy", "reciprocal_rank", "top_3_accuracy", "log_loss", "brier"})
 _REGRESSION = frozenset({"mae", "rmse", "r2"})
+_RANKING = frozenset({"recall", "ndcg", "hit_rate", "reciprocal_rank"})
 _METRICS = pa.schema(
     [
         ("metric", pa.string()),
@@ -76,12 +77,12 @@ def evaluate_partition(slice_: Slice) -> StageResult:
     _check_floors(slice_, labels_spec, signature)
     # Before they are read: a file that changes meanwhile is seen as changed afterwards.
     stamp = labels_stamp(labels_spec, slice_.key, slice_.base)
-    labels = _labels(slice_, labels_spec)
+    labels = _labels(slice_, labels_spec, signature)
     judged = {"floors": labels_spec.floors, "segments": labels_spec.segments}
     identity = fingerprint(
         {
             "predictions": predictions.fingerprint,
-            "labels": sorted(labels.items()),
+            "labels": sorted((key, label) for key, found in labels.items() for label in found),
             "judged": judged,
             "code": code_version("monitoring/performance.py", "monitoring/calibration.py", "evaluating.py"),
         }
@@ -100,7 +101,7 @@ def evaluate_partition(slice_: Slice) -> StageResult:
         estimated,
         segments,
         identity,
-        {**what, "rows_in": len(labels), "labels_files": stamp},
+        {**what, "rows_in": sum(map(len, labels.values())), "labels_files": stamp},
     )
     return StageResult(
         table="performance",
@@ -147,13 +148,13 @@ def _commit_metrics(
 # -- labels -----------------------------------------------------------------------------------------------
 
 
-def _labels(slice_: Slice, spec: LabelsSpec) -> dict[str, str]:
-    """Row key -> label as text. Of several labels for one row the last one read counts: corrections come later."""
+def _labels(slice_: Slice, spec: LabelsSpec, signature: ModelSignature) -> dict[str, list[str]]:
+    """Row key -> labels as texts. Of several the last one read counts: corrections come later. Of a ranking all do, once."""
     columns: dict[str, Any] = {spec.row_key: "text", spec.column: "text"}
     if spec.partition_column is not None:
         columns[spec.partition_column] = "text"
     uri = spec.uri.replace("{partition}", slice_.key)
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     try:
         for read in read_files(uri, spec.format, columns, slice_.base):
             for row in read.batch.to_pylist():
@@ -162,8 +163,12 @@ def _labels(slice_: Slice, spec: LabelsSpec) -> dict[str, str]:
                 ):
                     continue
                 key, label = row[spec.row_key], row[spec.column]
-                if key is not None and label is not None:
-                    found[key] = label
+                if key is None or label is None:
+                    continue
+                if signature.task != "ranking":
+                    found[key] = [label]
+                elif label not in found.setdefault(key, []):
+                    found[key].append(label)
     except SourceMissingError:
         return {}  # they have not arrived; the check says when they should have
     return found
@@ -213,9 +218,13 @@ def _names(value: str | None, partition: Partition) -> bool:
     return value == partition.key or value.replace("T", " ").startswith(start)
 
 
-def _commit_labels(slice_: Slice, labels: dict[str, str], identity: str, what: Mapping[str, Any]) -> None:
-    rows = pa.RecordBatch.from_pydict({"row_key": list(labels), "label": list(labels.values())}, _LABELS)
-    commit_small(slice_, "labels", rows, identity, **what, rows_in=len(labels))
+def _commit_labels(
+    slice_: Slice, labels: dict[str, list[str]], identity: str, what: Mapping[str, Any]
+) -> None:
+    pairs = [(key, label) for key, found in labels.items() for label in found]
+    columns = {"row_key": [key for key, _ in pairs], "label": [label for _, label in pairs]}
+    rows = pa.RecordBatch.from_pydict(columns, _LABELS)
+    commit_small(slice_, "labels", rows, identity, **what, rows_in=len(pairs))
 
 
 # -- measuring --------------------------------------------------------------------------------------------
@@ -223,15 +232,16 @@ def _commit_labels(slice_: Slice, labels: dict[str, str], identity: str, what: M
 
 @dataclass(frozen=True)
 class _Joined:
-    """Outputs and labels of the labelled rows: (rows, labels or 1) float64, and (rows,) texts each."""
+    """Outputs of the labelled rows, (rows, labels or 1) float64 or (rows, top_k) texts, and (rows,) labels and keys."""
 
-    outputs: NDArray[np.float64]
-    truth: list[str]
+    outputs: NDArray[Any]
+    truth: list[list[str]]
     keys: list[str]
 
     def take(self, rows: Sequence[int]) -> "_Joined":
-        picked = ([values[row] for row in rows] for values in (self.truth, self.keys))
-        return _Joined(self.outputs[list(rows)], *picked)
+        return _Joined(
+            self.outputs[list(rows)], [self.truth[row] for row in rows], [self.keys[row] for row in rows]
+        )
 
 
 @dataclass(frozen=True)
@@ -242,8 +252,8 @@ class _Measured:
     unknown: int
 
 
-def _join(slice_: Slice, signature: ModelSignature, labels: dict[str, str]) -> _Joined:
-    outputs, truth, keys = [_no_outputs(signature)], list[str](), list[str]()
+def _join(slice_: Slice, signature: ModelSignature, labels: dict[str, list[str]]) -> _Joined:
+    outputs, truth, keys = [_no_outputs(signature)], list[list[str]](), list[str]()
     for batch, values in _outputs(slice_, signature):
         known = [labels.get(key) for key in batch["row_key"].to_pylist()]
         rows = [row for row, label in enumerate(known) if label is not None]
@@ -253,27 +263,35 @@ def _join(slice_: Slice, signature: ModelSignature, labels: dict[str, str]) -> _
     return _Joined(np.concatenate(outputs), truth, keys)
 
 
-def _outputs(
-    slice_: Slice, signature: ModelSignature
-) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float64]]]:
-    """The predictions in batches, and their outputs as (rows, labels or 1) float64."""
-    is_classifier = signature.task == "classification"
-    column, width = "scores" if is_classifier else "prediction", _no_outputs(signature).shape[1]
+_MEASURED = {"classification": "scores", "ranking": "items", "regression": "prediction"}
+
+
+def _outputs(slice_: Slice, signature: ModelSignature) -> Iterator[tuple[pa.RecordBatch, NDArray[Any]]]:
+    """The predictions in batches, and their outputs as (rows, labels or 1) float64 or (rows, top_k) texts."""
+    column, empty = _MEASURED[signature.task], _no_outputs(signature)
     for batch in slice_.lake.batches("predictions", slice_.key, ["row_key", column]):
-        flat = batch[column].flatten() if is_classifier else batch[column]
-        yield batch, flat.to_numpy(zero_copy_only=False).astype(np.float64).reshape(-1, width)
+        flat = batch[column] if signature.task == "regression" else batch[column].flatten()
+        values = flat.to_numpy(zero_copy_only=False).astype(empty.dtype)
+        yield batch, values.reshape(-1, empty.shape[1])
 
 
-def _no_outputs(signature: ModelSignature) -> NDArray[np.float64]:
+def _no_outputs(signature: ModelSignature) -> NDArray[Any]:
+    if signature.task == "ranking":
+        return np.empty((0, signature.top_k or 0), np.object_)
     return np.empty((0, len(signature.labels) if signature.task == "classification" else 1))
 
 
 def _measure(signature: ModelSignature, joined: _Joined) -> _Measured:
+    if signature.task == "ranking":
+        return _Measured(ranking(joined.outputs.tolist(), joined.truth), 0)
+    truth = [label for (label,) in joined.truth]
     if signature.task == "classification":
-        usable = joined.take([row for row, label in enumerate(joined.truth) if label in signature.labels])
-        found = classification(usable.outputs, usable.truth, signature.labels, signature.positive_class)
-        return _Measured(found, len(joined.truth) - len(usable.truth))
-    numbers = np.array([_number(label) for label in joined.truth], np.float64)
+        known = [row for row, label in enumerate(truth) if label in signature.labels]
+        found = classification(
+            joined.outputs[known], [truth[row] for row in known], signature.labels, signature.positive_class
+        )
+        return _Measured(found, len(truth) - len(known))
+    numbers = np.array([_number(label) for label in truth], np.float64)
     finite = np.isfinite(numbers)
     return _Measured(regression(joined.outputs[finite, 0], numbers[finite]), int((~finite).sum()))
 
@@ -384,7 +402,8 @@ def _check_floors(slice_: Slice, spec: LabelsSpec, signature: ModelSignature) ->
         SignatureError: names it.
     """
     many = len(signature.labels) != 2
-    having = _REGRESSION if signature.task == "regression" else _MANY_LABELS if many else _TWO_LABELS
+    of_tasks = {"regression": _REGRESSION, "ranking": _RANKING}
+    having = of_tasks.get(signature.task, _MANY_LABELS if many else _TWO_LABELS)
     if wrong := [name for name in spec.floors if name not in having]:
         raise SignatureError(
             f"{slice_.about}: labels.floors names {', '.join(wrong)}, which this model's outputs do not give; use "
@@ -414,6 +433,8 @@ def _useless(performance: Performance) -> str | None:
     auc_high, r2_high = performance.metrics.get("auc_high"), performance.metrics.get("r2_high")
     if performance.rows < _ENOUGH_ROWS:
         return None
+    if performance.metrics.get("top_k") and not performance.metrics["hit_rate"]:
+        return f"no item of any of the {performance.rows} lists is among the labels; check labels.column"
     if auc_high is not None and auc_high < 0.5:
         return (
             f"AUC is below 0.5 with confidence (at most {auc_high:.3f}): the scores order rows the wrong way"

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from batch_platform.core.data.contract import Rejected, bound
 from batch_platform.core.data.keys import SeenKeys
+from batch_platform.core.models.outputs import ranking_faults
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.spec import ColumnSpec, SourceSpec
 from batch_platform.errors import GateError
@@ -329,6 +330,10 @@ def _range_violations(batch: pa.RecordBatch, signature: ModelSignature) -> Itera
             yield "score outside 0..1", count
         if count := _count_bad_distributions(batch["scores"], len(signature.labels)):
             yield "scores are no distribution over the labels", count
+    elif signature.task == "ranking":
+        for name, is_bad in ranking_faults(batch["items"], batch["item_scores"], signature):
+            if count := int(is_bad.sum()):
+                yield name, count
     elif signature.task == "embedding" and signature.output_size is not None:
         lengths = pc.list_value_length(batch["embedding"])
         if count := _count(pc.not_equal(lengths, signature.output_size)):

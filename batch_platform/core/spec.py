@@ -75,6 +75,8 @@ RESERVED_COLUMNS = frozenset(
 # Columns that landing adds.
 LANDED_COLUMNS = ("row_key", "partition_key", "source_file", "source_row")
 _NUMBERS = ("int32", "int64", "float32", "float64")
+_JOINED = ("string", "int32", "int64")
+_MADE: dict[str, ColumnType] = {"count": "int64", "join": "string"}
 
 
 class _Section(BaseModel):
@@ -269,13 +271,15 @@ class SourceSpec(_Section):
 
 
 class AggregateSpec(_Section):
-    """A number made of the rows of a lookup that lie in the lookback."""
+    """One value made of the rows of a lookup that lie in the lookback."""
 
-    function: Literal["count", "sum", "mean", "min", "max"] = Field(
-        description="count: int64, 0 without rows; the others: float64, null without values."
+    function: Literal["count", "sum", "mean", "min", "max", "join"] = Field(
+        description="count: int64, 0 without rows; join: a text of all values with spaces between, the newest first, null "
+        "without values; the others: float64, null without values."
     )
     column: str | None = Field(
-        None, description="Column of numbers, of which nulls are left out. count without one: rows."
+        None,
+        description="Column of numbers, for join also of texts without spaces; nulls are left out. count without one: rows.",
     )
 
     @model_validator(mode="after")
@@ -283,6 +287,10 @@ class AggregateSpec(_Section):
         if self.column is None and self.function != "count":
             raise ValueError(f"{self.function} needs a column")
         return self
+
+    def refuses(self, kind: ColumnType) -> bool:
+        """Whether nothing can be made of a column of this type."""
+        return self.function != "count" and kind not in (_JOINED if self.function == "join" else _NUMBERS)
 
 
 def _with_any_key(schema: dict[str, Any]) -> None:
@@ -322,7 +330,7 @@ class LookupSpec(_Section):
     )
     aggregates: dict[str, AggregateSpec] = Field(
         default_factory=dict,
-        description="Numbers by name, made of all rows in the lookback, instead of taking the newest row.",
+        description="Values by name, made of all rows in the lookback, instead of taking the newest row.",
     )
     prefix: str = Field("", pattern=r"^\w*$", description="Put before the names of what is taken.")
     on_duplicate: Literal["fail", "last"] = Field(
@@ -359,16 +367,17 @@ class LookupSpec(_Section):
             known = None if self.columns is None else self.columns.get(aggregate.column or "")
             if self.columns is not None and aggregate.column is not None and known is None:
                 raise ValueError(f"aggregates.{name}: column {aggregate.column!r} is not among columns")
-            if known is not None and known.type not in _NUMBERS and aggregate.function != "count":
-                raise ValueError(f"aggregates.{name}: {aggregate.column!r} is {known.type}, and no number")
+            if known is not None and aggregate.refuses(known.type):
+                raise ValueError(
+                    f"aggregates.{name}: {aggregate.column!r} is {known.type}, of which there is no {aggregate.function}"
+                )
         return self
 
     def taken(self) -> dict[str, ColumnType] | None:
         """Names and types of the columns that the lookup adds; None where the files say them."""
         if self.aggregates:
             kinds: dict[str, ColumnType] = {
-                name: "int64" if aggregate.function == "count" else "float64"
-                for name, aggregate in self.aggregates.items()
+                name: _MADE.get(aggregate.function, "float64") for name, aggregate in self.aggregates.items()
             }
         elif self.columns is not None:
             kinds = {name: column.type for name, column in self.columns.items()}
@@ -553,6 +562,8 @@ Metric = Literal[
     "recall",
     "f1",
     "reciprocal_rank",
+    "ndcg",
+    "hit_rate",
     "top_3_accuracy",
     "r2",
     "log_loss",
@@ -571,7 +582,10 @@ class LabelsSpec(_Section):
     partition_column: str | None = Field(
         None, description="For a uri without {partition}: the column that names the partition scored."
     )
-    column: str = Field(description="Column that holds the true label or value.")
+    column: str = Field(
+        description="Column that holds the true label or value. Of several for a row the last counts; for a ranking, whose "
+        "labels are the right items, all do."
+    )
     horizon_days: int = Field(0, ge=0, description="Days after a partition's end until labels are complete.")
     floors: dict[Metric, float] = Field(
         default_factory=dict,

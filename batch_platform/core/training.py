@@ -8,7 +8,7 @@ import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import compress
 from pathlib import Path
@@ -33,13 +33,15 @@ class LabelledRows:
 
     Attributes:
         features: the recipe's output, (rows, features).
-        labels: (rows,) the true label of each row, as text.
+        labels: (rows,) the true label of each row, as text; of several the last.
         partitions: (rows,) the partition key of each row.
+        all_labels: (rows,) all labels of each row, which for a ranking are its right items; or none, where not needed.
     """
 
     features: pa.Table
     labels: list[str]
     partitions: list[str]
+    all_labels: list[list[str]] = field(default_factory=list)
 
     def between(self, first: str, end: str) -> "LabelledRows":
         """The rows of partitions from `first` up to, but not including, `end`."""
@@ -52,6 +54,7 @@ class LabelledRows:
             self.features.filter(mask).combine_chunks(),
             list(compress(self.labels, chosen)),
             list(compress(self.partitions, chosen)),
+            list(compress(self.all_labels, chosen)),
         )
 
 
@@ -74,7 +77,7 @@ def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> Label
     calendar = PartitionCalendar.of(spec.partitions.cadence, first, end, spec.partitions.timezone)
     assert calendar.end is not None
     features: list[pa.RecordBatch] = []
-    labels: list[str] = []
+    labels: list[list[str]] = []
     partitions: list[str] = []
     for partition in calendar.partitions(calendar.end):
         truth = _labels(spec.labels, partition, base)
@@ -88,7 +91,8 @@ def labelled_rows(spec: PipelineSpec, base: Path, first: str, end: str) -> Label
         raise SourceError(
             f"{spec.name}: no labelled rows from {first} to {end}: check source.uri and labels.uri"
         )
-    return LabelledRows(pa.Table.from_batches(features).combine_chunks(), labels, partitions)
+    table = pa.Table.from_batches(features).combine_chunks()
+    return LabelledRows(table, [found[-1] for found in labels], partitions, labels)
 
 
 def _raw(spec: PipelineSpec, partition: Partition, base: Path) -> Iterator[tuple[pa.RecordBatch, Recipe]]:
@@ -136,14 +140,16 @@ def say_threshold(spec: PipelineSpec, threshold: float) -> None:
         )
 
 
-def _labels(spec: LabelsSpec, partition: Partition, base: Path) -> dict[str, str]:
-    """The labels of a partition by row key; empty where none have arrived."""
+def _labels(spec: LabelsSpec, partition: Partition, base: Path) -> dict[str, list[str]]:
+    """The labels of a partition by row key, in the order read; empty where none have arrived."""
     uri = spec.uri.replace("{partition}", partition.key)
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     try:
         for batch in read_files(uri, spec.format, {spec.row_key: "text", spec.column: "text"}, base):
             columns = (batch.batch.column(name).to_pylist() for name in (spec.row_key, spec.column))
-            found |= {key: label for key, label in zip(*columns, strict=True) if key and label}
+            for key, label in zip(*columns, strict=True):
+                if key and label:
+                    found.setdefault(key, []).append(label)
     except SourceMissingError:
         return {}
     return found

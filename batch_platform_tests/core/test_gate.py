@@ -186,6 +186,19 @@ def test_embeddings_must_have_their_length() -> None:
     assert not verdicts(gate.judge_predictions([pa.array(["a"])], [batch], frozenset(), signature))["range"]
 
 
+def test_lists_must_be_rankings() -> None:
+    signature = ModelSignature(inputs=(InputColumn("n", "string"),), task="ranking", top_k=2)
+    schema = pa.schema([("row_key", pa.string()), *signature.output_schema()])
+
+    def range_of(items: list[str]) -> bool:
+        row = {"row_key": "a", "label": items[0], "score": 0.5, "items": items, "item_scores": [0.5, 0.1]}
+        batch = pa.RecordBatch.from_pylist([row], schema)
+        return verdicts(gate.judge_predictions([pa.array(["a"])], [batch], frozenset(), signature))["range"]
+
+    assert range_of(["x", "y"])
+    assert not range_of(["x", "x"])
+
+
 def test_enforce_names_every_error_and_lets_warnings_pass() -> None:
     warning = gate.CheckResult("nulls", False, "empty", severity="warn")
     gate.enforce((warning,), "pipeline p")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MEMORY = "512MB"
 _BATCH_ROWS = 16_384
 
-Function = Literal["count", "sum", "mean", "min", "max"]
+Function = Literal["count", "sum", "mean", "min", "max", "join"]
 
 # Of the rows to join to: number from 0, key, first and last microsecond since 1970 that counts.
 ROWS = pa.schema([("n", pa.int64()), ("k", pa.string()), ("since", pa.int64()), ("until", pa.int64())])
@@ -117,7 +117,7 @@ class AsOfJoin:
         return Ambiguous(key, moment, f"{places[0]} row {places[1]}", f"{places[2]} row {places[3]}")
 
     def aggregate(self, calls: Sequence[tuple[Function, int | None]]) -> int:
-        """For each row make numbers of all events that count; returns how many rows have events.
+        """For each row make values of all events that count; returns how many rows have events.
 
         Args:
             calls: functions and the place of the value each is made of; None to count events.
@@ -178,4 +178,6 @@ FROM rows r ASOF LEFT JOIN keyed o ON r.k = o.k AND r.until >= o.moment
 def _call(function: Function, value: int | None) -> str:
     if function == "count":
         return f"count({'o.place' if value is None else f'o.v{value}'})"
+    if function == "join":
+        return f"string_agg(o.v{value}::VARCHAR, ' ' ORDER BY o.moment DESC, o.place DESC)"
     return f"{'avg' if function == 'mean' else function}(o.v{value}::DOUBLE)"

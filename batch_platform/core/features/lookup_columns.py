@@ -16,8 +16,6 @@ from batch_platform.core.data.readers.opening import open_searchable
 from batch_platform.core.spec import LANDED_COLUMNS, ColumnSpec, ColumnType, LookupSpec
 from batch_platform.errors import ContractError, SourceError
 
-_NUMBERS = ("int32", "int64", "float32", "float64")
-
 
 def lookup_columns(lookup: LookupSpec, key: ColumnSpec, uri: str, base: Path) -> dict[str, ColumnSpec]:
     """The contract of a lookup's rows: key, event time, and the columns that are taken or aggregated.
@@ -56,8 +54,10 @@ def added_columns(lookup: LookupSpec, columns: dict[str, ColumnSpec]) -> pa.Sche
         column = None if aggregate.column is None else columns.get(aggregate.column)
         if aggregate.column is not None and column is None:
             raise ContractError(f"aggregates.{name}: {lookup.uri} has no column {aggregate.column}")
-        if column is not None and aggregate.function != "count" and column.type not in _NUMBERS:
-            raise ContractError(f"aggregates.{name}: {aggregate.column} is {column.type}, and no number")
+        if column is not None and aggregate.refuses(column.type):
+            raise ContractError(
+                f"aggregates.{name}: {aggregate.column} is {column.type}, of which there is no {aggregate.function}"
+            )
     taken = lookup.taken()
     if taken is None:
         names = [name for name in columns if name not in (lookup.on, lookup.event_time)]

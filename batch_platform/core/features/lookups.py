@@ -218,6 +218,7 @@ class _Lookup:
                 )
                 places = pa.array(range(place, place + good.num_rows), pa.int64())
                 place += good.num_rows
+                self._refuse_spaces(good)
                 key = _comparable(good[self._lookup.on])
                 values = [good[name] for name in self._values]
                 origin = [good["source_file"], good["source_row"]]
@@ -248,6 +249,18 @@ class _Lookup:
                 raise ContractError(
                     f"{row.source_file} row {row.source_row}: {row.message}. Correct the lookup's row, or its column "
                     "in the pipeline file"
+                )
+
+    def _refuse_spaces(self, good: pa.RecordBatch) -> None:
+        """Texts that are joined by spaces must have none of their own."""
+        for name, aggregate in self._lookup.aggregates.items():
+            if aggregate.function != "join" or not pa.types.is_string(good[aggregate.column].type):
+                continue
+            spaced = pc.index(pc.match_substring(good[aggregate.column], " "), True).as_py()
+            if spaced >= 0:
+                raise ContractError(
+                    f"{good['source_file'][spaced]} row {good['source_row'][spaced]}: column {aggregate.column} has a "
+                    f"space, and aggregates.{name} joins its values by spaces. Correct the row, or join a column of ids"
                 )
 
 

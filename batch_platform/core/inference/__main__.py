@@ -214,7 +214,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="folder with the model's files")
     parser.add_argument("--flavor", required=True, help="transformers, torch, lightgbm, xgboost or onnx")
     parser.add_argument(
-        "--task", required=True, choices=["embedding", "classification", "regression", "generation"]
+        "--task",
+        required=True,
+        choices=["embedding", "classification", "regression", "generation", "ranking"],
     )
     parser.add_argument("--input", type=Path, required=True, help="Parquet file to score")
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")

@@ -55,6 +55,53 @@ def check_width(width: int, signature: ModelSignature) -> None:
         )
 
 
+def ranked(raw: np.ndarray, items: pa.Array, signature: ModelSignature) -> pa.RecordBatch:
+    """Name the outputs of a ranking.
+
+    Args:
+        raw: (rows, 2 * top_k) float32: places of a row's items in the catalogue, the best first, then their probabilities.
+        items: the catalogue, (items,) strings.
+        signature: of the ranking.
+
+    Returns:
+        `rows` rows of `signature.output_schema()`: label and score are those of the first item.
+    """
+    places, chances = np.split(raw, 2, axis=1)  # (rows, top_k) each
+    finite = np.isfinite(places)  # the others are no answer, which `bad_rows` says
+    taken = items.take(pa.array(np.where(finite, places, 0).astype(np.int64).reshape(-1)))
+    scores = _lists(chances)
+    lists = pa.ListArray.from_arrays(scores.offsets, taken)
+    first = taken.take(pa.array(np.arange(len(raw)) * places.shape[1]))
+    arrays = [first, pa.array(chances[:, 0].astype(np.float64)), lists, scores]
+    return pa.record_batch(arrays, schema=signature.output_schema())
+
+
+def ranking_faults(
+    items: pa.Array, item_scores: pa.Array, signature: ModelSignature
+) -> list[tuple[str, np.ndarray]]:
+    """What can be wrong with ranked lists, each with the rows, (rows,) bool, of which it is true."""
+    count = signature.top_k or 0
+    short = np.zeros(len(items), np.bool_)
+    for column in (items, item_scores):
+        short |= pc.fill_null(pc.not_equal(pc.list_value_length(column), count), True).to_numpy(
+            zero_copy_only=False
+        )
+    whole = np.flatnonzero(~short)
+    scores = item_scores.take(pa.array(whole)).flatten().to_numpy(zero_copy_only=False).reshape(-1, count)
+    names = items.take(pa.array(whole)).flatten().dictionary_encode().indices.fill_null(-1)
+    ordered = np.sort(names.to_numpy(zero_copy_only=False).reshape(-1, count), axis=1)  # (whole rows, top_k)
+    twice, odd = np.zeros_like(short), np.zeros_like(short)
+    twice[whole] = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1) | (ordered[:, :1] < 0).any(axis=1)
+    with np.errstate(invalid="ignore"):
+        inside = ((scores >= 0) & (scores <= 1)).all(axis=1)
+        odd[whole] = ~inside | (np.diff(scores, axis=1) > 0).any(axis=1)
+    return [
+        (f"items are not {count}, each with a score", short),
+        ("an item is there twice, or is none", twice),
+        ("item_scores are not probabilities, the best first", odd),
+    ]
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Logits as probabilities, (rows, labels) float64."""
     with np.errstate(invalid="ignore"):  # rows with NaN or inf are found by `bad_rows`
@@ -117,6 +164,8 @@ def _faults(
     elif signature.task == "regression":
         prediction = named.column("prediction").to_numpy(zero_copy_only=False)
         faults.append(("prediction is NaN or infinite", ~np.isfinite(prediction)))
+    elif signature.task == "ranking":
+        faults += ranking_faults(named.column("items"), named.column("item_scores"), signature)
     elif signature.task == "generation":
         faults = [("the model's output is NaN or infinite", (raw == NOT_FINITE).any(axis=1))]
     elif signature.output_size is not None:

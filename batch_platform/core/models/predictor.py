@@ -137,6 +137,7 @@ def load_predictor(
     check_flavor(flavor)
     if not folder.is_dir():
         raise ModelError(f"{folder}: is not a folder; give the folder with the model's files")
+    _check_ranking(flavor, signature)
     try:
         return _module(flavor).load(folder, signature, device, dtype)
     except BatchPlatformError:
@@ -177,6 +178,7 @@ def check_folder(folder: Path, flavor: str, signature: ModelSignature) -> None:
         SignatureError: the files and the signature say different things.
     """
     check_flavor(flavor)
+    _check_ranking(flavor, signature)
     _module(flavor).check_folder(folder, signature)
 
 
@@ -188,6 +190,11 @@ def check_flavor(flavor: str) -> None:
     """
     if flavor not in FLAVORS:
         raise ModelError(f"flavor {flavor!r} is not supported: use one of {', '.join(FLAVORS)}")
+
+
+def _check_ranking(flavor: str, signature: ModelSignature) -> None:
+    if signature.task == "ranking" and flavor != "torch":
+        raise SignatureError(f"a {flavor} model gives no ranking: the flavor torch does, by an ItemRanker")
 
 
 def _module(flavor: str) -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from batch_platform.core.data.files import Location
 from batch_platform.errors import SignatureError
 
-Task = Literal["classification", "regression", "embedding", "generation"]
+Task = Literal["classification", "regression", "embedding", "generation", "ranking"]
 Pooling = Literal["mean", "cls"]
 
 # The types of the contract (`ColumnType`), as Arrow types.
@@ -63,7 +63,7 @@ class ModelSignature:
 
     Attributes:
         inputs: the feature columns that the model reads; others are ignored.
-        task: classification, regression, embedding or generation.
+        task: classification, regression, embedding, generation or ranking.
         labels: classification only, in the order of the logits.
         positive_class: of two labels, the one whose probability is the score.
         text_column: for text models, the string column to read.
@@ -72,6 +72,7 @@ class ModelSignature:
         normalize: scale embeddings to length 1; None: as the model folder says, else not.
         output_size: length of an embedding; None where it is not known before loading.
         max_new_tokens: generation only, a text gets at most so many tokens.
+        top_k: ranking only, a row gets so many items.
     """
 
     inputs: tuple[InputColumn, ...]
@@ -84,6 +85,7 @@ class ModelSignature:
     normalize: bool | None = None
     output_size: int | None = None
     max_new_tokens: int | None = None
+    top_k: int | None = None
 
     def __post_init__(self) -> None:
         # Lists and mappings, as JSON has them, are taken as well.
@@ -123,6 +125,10 @@ class ModelSignature:
         if self.positive_class is not None:
             self._check_positive_class(self.positive_class)
         self._check_generation()
+        if (self.top_k is not None) != (self.task == "ranking") or (self.top_k or 1) < 1:
+            raise SignatureError(
+                "a ranking, and nothing else, needs top_k: how many items a row gets, at least 1"
+            )
 
     def _check_generation(self) -> None:
         if self.task != "generation":
@@ -184,6 +190,13 @@ class ModelSignature:
             columns = {"prediction": pa.float64()}
         elif self.task == "generation":
             columns = {"generated_text": pa.string()}
+        elif self.task == "ranking":
+            columns = {
+                "label": pa.string(),
+                "score": pa.float64(),
+                "items": pa.list_(pa.string()),
+                "item_scores": pa.list_(pa.float32()),
+            }
         else:
             columns = {"embedding": pa.list_(pa.float32())}
         return pa.schema([pa.field(name, kind) for name, kind in columns.items()])
@@ -227,7 +240,7 @@ class ModelSignature:
             raise SignatureError(f"{path}: {error}") from None
 
 
-_LATER = ("max_new_tokens",)
+_LATER = ("max_new_tokens", "top_k")
 _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "inputs": (list, tuple),
     "labels": (list, tuple),
@@ -239,6 +252,7 @@ _JSON_TYPES: dict[str, tuple[type, ...]] = {
     "normalize": (bool, type(None)),
     "output_size": (int, type(None)),
     "max_new_tokens": (int, type(None)),
+    "top_k": (int, type(None)),
 }
 
 

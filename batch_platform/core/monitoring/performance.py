@@ -4,7 +4,8 @@ Decides the metrics and their intervals; which rows are labelled, and when a res
 not decided here. numpy only; one partition's scores and labels are held.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -125,6 +126,62 @@ def regression(predicted: Floats, truth: Floats) -> Performance:
         "spearman": _correlation(_midranks(predicted), _midranks(truth)),
     }
     return Performance(rows, metrics, () if r2 is not None else ("R2 needs labels that differ",))
+
+
+def ranking(items: Sequence[Sequence[str]], truth: Sequence[Collection[str]]) -> Performance:
+    """Measure ranked lists against the items that turned out right, every right item counting the same.
+
+    Args:
+        items: (rows, k) the best first.
+        truth: (rows,) the right items of each row, one or more; those that a list cannot hold are missed.
+
+    Returns:
+        top_k; as means over rows recall (share of the right items that are in the list), ndcg (Järvelin and Kekäläinen,
+        ACM Trans. Inf. Syst. 20, 2002: discount log2(1 + rank), against the best order of as many items) and
+        reciprocal_rank (of the first right item; 0 for none); hit_rate (rows with a right item in the list) with
+        Wilson's interval; popular_recall and popular_ndcg of one list for all rows, the k items that are right for most of
+        these very rows, which nobody could have known; items_shown: different items in all lists.
+    """
+    rows = len(truth)
+    if not rows:
+        return Performance(0, {}, ("no labelled rows",))
+    k = len(items[0])
+    counts = Counter(item for right in truth for item in right)
+    popular = [item for item, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:k]]
+    popular += [""] * (k - len(popular))
+    hits, sizes = _hits(items, truth), np.array([len(right) for right in truth])
+    found, ndcg = hits.sum(axis=1), _ndcg(hits, sizes)
+    of_popular = _hits([popular] * rows, truth)
+    with_hit = int((found > 0).sum())
+    return Performance(
+        rows,
+        {
+            "top_k": float(k),
+            **_mean("recall", found / sizes),
+            **_mean("ndcg", ndcg),
+            "hit_rate": with_hit / rows,
+            **_bounds("hit_rate", wilson_interval(with_hit, rows)),
+            **_mean("reciprocal_rank", (hits / np.arange(1, k + 1)).max(axis=1)),
+            "popular_recall": float((of_popular.sum(axis=1) / sizes).mean()),
+            "popular_ndcg": float(_ndcg(of_popular, sizes).mean()),
+            "items_shown": float(len({item for shown in items for item in shown})),
+        },
+        ("popular_: one list for all, of the items that turned out most frequent",),
+    )
+
+
+def _hits(items: Sequence[Sequence[str]], truth: Sequence[Collection[str]]) -> Floats:
+    """(rows, k) float64: 1 where the item is right."""
+    return np.array(
+        [[float(item in right) for item in shown] for shown, right in zip(items, truth, strict=True)]
+    )
+
+
+def _ndcg(hits: Floats, sizes: npt.NDArray[np.int64]) -> Floats:
+    """(rows,) the discounted gain of each list over that of the best one."""
+    discount = 1 / np.log2(np.arange(2, hits.shape[1] + 2))
+    best = np.cumsum(discount)[np.minimum(sizes, hits.shape[1]) - 1]
+    return (hits @ discount) / best
 
 
 def wilson_interval(right: int, rows: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from batch_platform.core.monitoring.calibration import BLIND_SPOT
 from batch_platform.core.monitoring.performance import Performance
 from batch_platform.core.monitoring.summary import plain
 
-_OF_SEGMENTS = ("accuracy", "auc", "f1", "brier", "r2", "mae", "rmse")
+_OF_SEGMENTS = ("accuracy", "auc", "f1", "brier", "r2", "mae", "rmse", "ndcg", "hit_rate")
 _SIZE = 220
 
 

@@ -331,7 +331,7 @@ def test_only_row_groups_within_the_lookback_are_read(tmp_path: Path) -> None:
         ({"columns": {}}, "columns is empty"),
         ({"aggregates": {"x": {"function": "sum"}}}, r"lookups\.0\.aggregates\.x: sum needs a column"),
         ({"aggregates": {"x": SUM}, "columns": {"b": {"type": "int64"}}}, "'a' is not among columns"),
-        ({"aggregates": {"x": SUM}, "columns": {"a": {"type": "string"}}}, "'a' is string, and no number"),
+        ({"aggregates": {"x": SUM}, "columns": {"a": {"type": "string"}}}, "'a' is string, of which there is no sum"),
         ({"lookback_days": 0}, "lookback_days"),
         ({"uri": "a/{day}.parquet"}, "unknown placeholder {day}"),
         ({"format": "sql", "columns": {"a": {"type": "int64"}}}, "later release"),
@@ -410,3 +410,58 @@ def test_a_pipeline_with_lookups_from_the_source_to_the_features(tmp_path: Path)
     write_events(tmp_path, [("a", START, 4.5), ("b", END, 9.0)])
     assert not featurize().reused
     assert pl.read_delta(str(slice_.layout.table("features")))["amount"].to_list() == [4.5, 4.5]
+
+
+# -- texts of items ----------------------------------------------------------------------------------------
+
+
+def write_items(folder: Path, events: Sequence[tuple[str, datetime, str | None]]) -> None:
+    keys, times, items = zip(*events, strict=True)
+    table = {
+        "customer": keys,
+        "ts": pa.array(times, pa.timestamp("us", tz="UTC")),
+        "item": pa.array(items, pa.string()),
+    }
+    pq.write_table(pa.table(table), folder / "usage.parquet")
+
+
+def items_of(function: str = "join") -> Mapping[str, Any]:
+    return {
+        "columns": {"item": {"type": "string"}},
+        "aggregates": {"items": {"function": function, "column": "item"}},
+    }
+
+
+def test_items_of_the_past_are_joined_the_newest_first(tmp_path: Path) -> None:
+    write_items(
+        tmp_path,
+        [
+            ("a", END - hours(2), "tea"),
+            ("a", END - hours(30), "milk"),
+            ("a", END - hours(1), "tea"),
+            ("a", END - hours(3), None),
+            ("a", END, "tomorrow"),
+            ("a", END - hours(73), "too-old"),
+            ("b", END - hours(1), None),
+        ],
+    )
+    (found,) = join(tmp_path, pipeline(items_of()), [("b", START), ("a", START), (None, START)])
+    assert found.schema.field("items").type == pa.string()
+    assert column(found, "items") == [None, "tea tea milk", None]
+
+
+def test_an_item_with_a_space_is_refused(tmp_path: Path) -> None:
+    write_items(tmp_path, [("a", END - hours(2), "tea"), ("a", END - hours(1), "oat milk")])
+    with pytest.raises(ContractError, match=r"usage\.parquet row 1: column item has a space"):
+        join(tmp_path, pipeline(items_of()), [("a", START)])
+
+
+def test_what_an_aggregate_cannot_be_made_of_is_refused() -> None:
+    with pytest.raises(PipelineFileError, match="'item' is string, of which there is no sum"):
+        pipeline(items_of("sum"))
+    numbers = {
+        "columns": {"item": {"type": "float64"}},
+        "aggregates": {"i": {"function": "join", "column": "item"}},
+    }
+    with pytest.raises(PipelineFileError, match="'item' is float64, of which there is no join"):
+        pipeline(numbers)

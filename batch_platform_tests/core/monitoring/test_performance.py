@@ -8,6 +8,7 @@ from batch_platform.core.monitoring.calibration import Counts, estimate_binary
 from batch_platform.core.monitoring.performance import (
     auc_interval,
     classification,
+    ranking,
     regression,
     wilson_interval,
 )
@@ -203,3 +204,33 @@ def test_ranks_of_labels_and_of_a_regression() -> None:
     assert regression(np.ones(50), numbers).metrics["spearman"] is None
     exact = regression(numbers + np.where(numbers % 2, 1, -1), numbers).metrics
     assert (exact["mae"], exact["mae_low"], exact["rmse"], exact["rmse_high"]) == (1, 1, 1, 1)
+
+
+def test_ranked_lists_against_sklearn_and_by_hand() -> None:
+    random = np.random.default_rng(4)
+    catalogue = [f"i{place}" for place in range(12)]
+    scores = random.random((200, 12))
+    right = random.random((200, 12)) < random.choice([0.1, 0.4, 0.9], (200, 1))
+    right[:, 0] |= ~right.any(axis=1)
+    order = np.argsort(-scores, axis=1)[:, :4]
+    lists = [[catalogue[item] for item in row] for row in order]
+    truth = [{catalogue[item] for item in np.flatnonzero(row)} for row in right]
+    found = ranking(lists, truth).metrics
+    assert found["ndcg"] == pytest.approx(sk.ndcg_score(right.astype(float), scores, k=4))
+    hits = np.take_along_axis(right, order, axis=1)
+    assert found["recall"] == pytest.approx((hits.sum(axis=1) / right.sum(axis=1)).mean())
+    assert found["hit_rate"] == pytest.approx(hits.any(axis=1).mean())
+    first = np.where(hits.any(axis=1), 1 / (1 + hits.argmax(axis=1)), 0)
+    assert found["reciprocal_rank"] == pytest.approx(first.mean())
+    assert found["recall_low"] < found["recall"] < found["recall_high"]  # type: ignore[operator]
+
+
+def test_one_list_for_all_stands_beside_the_lists() -> None:
+    truth = [{"a"}, {"a"}, {"a", "b"}, {"z"}]
+    found = ranking([["b", "c"], ["b", "c"], ["b", "c"], ["z", "c"]], truth).metrics
+    assert found["popular_recall"] == pytest.approx((1 + 1 + 1 + 0) / 4)  # a and b
+    assert found["recall"] == pytest.approx((0 + 0 + 0.5 + 1) / 4)
+    assert (found["top_k"], found["items_shown"]) == (2, 3)
+    only = ranking([["x", "y"]], [{"a"}]).metrics
+    assert (only["recall"], only["ndcg"], only["reciprocal_rank"], only["popular_recall"]) == (0, 0, 0, 1)
+    assert ranking([], []).rows == 0

@@ -162,7 +162,7 @@ def _need_table(running: Session, sink: str, table: Table, what: Consignment) ->
 def _type_of(running: Session, column: pa.Field) -> str:
     kind = column.type
     if pa.types.is_list(kind):
-        return running.types["list<element: float>"]
+        return running.lists.format(running.types[str(kind.value_type)])
     return running.types[str(kind)]
 
 

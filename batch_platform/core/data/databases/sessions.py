@@ -18,6 +18,35 @@ from batch_platform.core.data.databases.address import Address
 
 STAGE = "batch_platform_rows"
 
+# DuckDB knows PostgreSQL's names.
+_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "string": "text",
+        "bool": "boolean",
+        "int32": "integer",
+        "int64": "bigint",
+        "float": "real",
+        "double": "double precision",
+        "date32[day]": "date",
+        "timestamp[us, tz=UTC]": "timestamptz",
+        "binary": "bytea",
+    }
+)
+# Times are texts of ISO 8601, lists texts of JSON.
+_SQLITE_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "string": "TEXT",
+        "bool": "INTEGER",
+        "int32": "INTEGER",
+        "int64": "INTEGER",
+        "float": "REAL",
+        "double": "REAL",
+        "date32[day]": "TEXT",
+        "timestamp[us, tz=UTC]": "TEXT",
+        "binary": "BLOB",
+    }
+)
+
 
 class Session(Protocol):
     """A transaction.
@@ -25,10 +54,12 @@ class Session(Protocol):
     Attributes:
         differs: the operator for "is not the same", nulls included.
         types: names of the column types, by Arrow type as text.
+        lists: the type of lists, around that of their values.
     """
 
     differs: str
     types: Mapping[str, str]
+    lists: str
 
     def mark(self, number: int) -> str:
         """How parameter `number` (from 1) is written."""
@@ -73,20 +104,8 @@ def session(address: Address) -> Iterator[Session]:
 
 class _PostgresSession:
     differs = "IS DISTINCT FROM"
-    types: Mapping[str, str] = MappingProxyType(
-        {
-            "string": "text",
-            "bool": "boolean",
-            "int32": "integer",
-            "int64": "bigint",
-            "float": "real",
-            "double": "double precision",
-            "date32[day]": "date",
-            "timestamp[us, tz=UTC]": "timestamptz",
-            "binary": "bytea",
-            "list<element: float>": "real[]",
-        }
-    )
+    types = _TYPES
+    lists = "{}[]"
 
     def __init__(self, connection: Any, cursor: Any) -> None:
         self._connection, self._cursor = connection, cursor
@@ -136,20 +155,8 @@ def _postgresql(address: Address) -> Iterator[_PostgresSession]:
 
 class _DuckDBSession:
     differs = "IS DISTINCT FROM"
-    types: Mapping[str, str] = MappingProxyType(
-        {
-            "string": "VARCHAR",
-            "bool": "BOOLEAN",
-            "int32": "INTEGER",
-            "int64": "BIGINT",
-            "float": "FLOAT",
-            "double": "DOUBLE",
-            "date32[day]": "DATE",
-            "timestamp[us, tz=UTC]": "TIMESTAMPTZ",
-            "binary": "BLOB",
-            "list<element: float>": "FLOAT[]",
-        }
-    )
+    types = _TYPES
+    lists = "{}[]"
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -200,21 +207,8 @@ def _duckdb(address: Address) -> Iterator[_DuckDBSession]:
 
 class _SQLiteSession:
     differs = "IS NOT"
-    # Times are texts of ISO 8601, lists texts of JSON.
-    types: Mapping[str, str] = MappingProxyType(
-        {
-            "string": "TEXT",
-            "bool": "INTEGER",
-            "int32": "INTEGER",
-            "int64": "INTEGER",
-            "float": "REAL",
-            "double": "REAL",
-            "date32[day]": "TEXT",
-            "timestamp[us, tz=UTC]": "TEXT",
-            "binary": "BLOB",
-            "list<element: float>": "TEXT",
-        }
-    )
+    types = _SQLITE_TYPES
+    lists = "TEXT"
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
