@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 
 import click
@@ -37,8 +38,8 @@ def plan(pipeline: str, first: str, last: str, as_json: bool) -> None:
         raise PartitionKeyError(f"--from {first} comes after --to {last}: exchange them")
     partitions = [p for p in calendar.partitions(end.end) if start.start <= p.start]
     model = model_source(spec.model.name, settings.root).resolve(spec.model.name, spec.model.alias)
-    engine = load_engine(model, spec, settings.root)
-    found = work_out(spec, settings, project_root(), partitions, model, engine)
+    with closing(load_engine(model, spec, settings.root)) as engine:
+        found = work_out(spec, settings, project_root(), partitions, model, engine)
     click.echo(json.dumps(_json(found), indent=2) if as_json else _text(found))
 
 

@@ -21,7 +21,7 @@ from batch_platform.core.data.lake import Commit, Lake, Slot
 from batch_platform.core.data.partitions import Partition
 from batch_platform.core.featurizing import Featurizer, featurizer, landed
 from batch_platform.core.forecasting import Accuracy, Forecast, Forecaster
-from batch_platform.core.inference.engine import Engine
+from batch_platform.core.inference.engine import Scorer
 from batch_platform.core.landing import is_landed_as_it_is
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.registry import RegisteredVersion
@@ -105,7 +105,7 @@ def plan(
     base: Path,
     partitions: Sequence[Partition],
     model: RegisteredVersion,
-    engine: Engine,
+    engine: Scorer,
 ) -> Plan:
     """Work out what materializing these partitions would do.
 
@@ -134,7 +134,7 @@ def plan(
 
 
 class _Planner:
-    def __init__(self, spec: PipelineSpec, model: RegisteredVersion, engine: Engine) -> None:
+    def __init__(self, spec: PipelineSpec, model: RegisteredVersion, engine: Scorer) -> None:
         self._model, self._decision = model, spec.decision
         self._signature = signature_for(model, spec.decision)
         self._inputs = [column.name for column in self._signature.inputs]

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from batch_platform.core.comparing import Comparison, compare
 from batch_platform.core.data.lake import Commit
-from batch_platform.core.inference.engine import Engine
+from batch_platform.core.inference.engine import Scorer
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.scoring import Progress, score_exactly
 from batch_platform.core.slice import Slice, StageResult
@@ -39,7 +39,7 @@ class Rescored:
 
 
 def rescore_rows(
-    slice_: Slice, keys: pa.Array, model: RegisteredVersion, engine: Engine, progress: Progress
+    slice_: Slice, keys: pa.Array, model: RegisteredVersion, engine: Scorer, progress: Progress
 ) -> Rescored:
     """Score exactly these rows of a partition again, from its features, and commit a new snapshot.
 

@@ -30,7 +30,9 @@ from batch_platform.core.data.row_stream import RowStream
 from batch_platform.core.data.staging import read_files, stage
 from batch_platform.core.deciding import describe, features_needed, rule_version, with_decisions
 from batch_platform.core.forecasting import Forecaster, timed
-from batch_platform.core.inference.engine import Engine, ShardResult
+from batch_platform.core.inference.device import device_count, resolve_device
+from batch_platform.core.inference.engine import Engine, Scorer, ShardResult
+from batch_platform.core.inference.fleet import Fleet
 from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
@@ -59,7 +61,7 @@ _SCORING_TRIES = 3
 def score_partition(
     slice_: Slice,
     model: RegisteredVersion,
-    engine: Engine,
+    engine: Scorer,
     progress: Progress,
     redrive: bool = False,
     forecaster: Forecaster | None = None,
@@ -91,7 +93,7 @@ def score_partition(
 
 
 def score_exactly(
-    slice_: Slice, rows: pa.Array, model: RegisteredVersion, engine: Engine, progress: Progress
+    slice_: Slice, rows: pa.Array, model: RegisteredVersion, engine: Scorer, progress: Progress
 ) -> StageResult:
     """Score these rows of one partition again; all others stay as they are, whatever they were made of.
 
@@ -116,7 +118,7 @@ def _make(
     slice_: Slice,
     work: Work,
     standing: Commit | None,
-    engine: Engine,
+    engine: Scorer,
     progress: Progress,
     forecaster: Forecaster | None = None,
 ) -> StageResult:
@@ -158,8 +160,8 @@ def _shards_of(slice_: Slice, fingerprint: str) -> Location:
     return slice_.layout.staging(slice_.key) / fingerprint
 
 
-def load_engine(model: RegisteredVersion, spec: PipelineSpec, root: Location) -> Engine:
-    """Load a version for a pipeline, after checking its files against their digests.
+def load_engine(model: RegisteredVersion, spec: PipelineSpec, root: Location) -> Scorer:
+    """Load a version for a pipeline on the devices that it asks for, its files compared with their digests.
 
     Args:
         root: of the platform, where calibrations are kept.
@@ -167,9 +169,16 @@ def load_engine(model: RegisteredVersion, spec: PipelineSpec, root: Location) ->
     Raises:
         ModelError: a file is altered, or the model cannot be loaded.
         SignatureError: the pipeline's decision does not suit the model.
-        InferenceError: the device asked for is not there.
+        InferenceError: a device asked for is not there.
         StorageError: a calibration that is asked for cannot be read or kept.
     """
+    device = resolve_device(spec.inference.device, model.flavor)
+    count = device_count(spec.inference.devices, device)
+    load = partial(_load, model, spec, root)
+    return load() if count == 1 else Fleet(load, device, count)
+
+
+def _load(model: RegisteredVersion, spec: PipelineSpec, root: Location) -> Engine:
     engine = Engine.load(model, signature_for(model, spec.decision), spec.inference)
     if spec.inference.batch_tokens != "calibrated":
         return engine
@@ -207,7 +216,7 @@ def _describe(work: Work, plan: RowPlan) -> dict[str, Any]:
 
 
 def _score(
-    slice_: Slice, work: Work, plan: RowPlan, engine: Engine, ledger: ShardLedger, progress: Progress
+    slice_: Slice, work: Work, plan: RowPlan, engine: Scorer, ledger: ShardLedger, progress: Progress
 ) -> list[FinishedShard]:
     """All shards, with their files on this machine and every byte checked."""
     for _ in range(_SCORING_TRIES):
@@ -226,7 +235,7 @@ def _score(
 
 
 def _score_missing_shards(
-    slice_: Slice, work: Work, plan: RowPlan, engine: Engine, ledger: ShardLedger, progress: Progress
+    slice_: Slice, work: Work, plan: RowPlan, engine: Scorer, ledger: ShardLedger, progress: Progress
 ) -> int:
     """Score what the ledger does not have; returns the number of all shards."""
     waiting: deque[tuple[int, pa.Table, pa.Array]] = deque()

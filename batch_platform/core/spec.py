@@ -525,6 +525,11 @@ class InferenceSpec(_Section):
 
     executor: Literal["local", "ray"] = Field("local", description="ray: a later release.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
+    devices: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        1,
+        description="Devices that compute at once, a process for each: a number, or all GPUs that there are. On CPUs "
+        "processes share the processors.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on GPUs that have it, else float32."
     )

@@ -13,7 +13,7 @@ import pyarrow as pa
 from batch_platform.core.data.lake import Commit
 from batch_platform.core.deciding import COLUMN, check_columns, rule_version
 from batch_platform.core.inference.batching import shard_rows
-from batch_platform.core.inference.engine import Engine
+from batch_platform.core.inference.engine import Scorer
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
@@ -95,7 +95,7 @@ class Work:
         )
 
 
-def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
+def pin(slice_: Slice, model: RegisteredVersion, engine: Scorer) -> Work:
     """Fix what the result will be made of.
 
     Raises:
@@ -127,11 +127,11 @@ def pin(slice_: Slice, model: RegisteredVersion, engine: Engine) -> Work:
     return Work(features, recipe_version, model, signature, slice_.spec.decision, parameters)
 
 
-def parameters_of(spec: PipelineSpec, signature: ModelSignature, engine: Engine) -> dict[str, Any]:
+def parameters_of(spec: PipelineSpec, signature: ModelSignature, engine: Scorer) -> dict[str, Any]:
     """All that can change an output besides data, model and code."""
     return {
         **engine.plan.to_dict(),
-        "backend": engine.predictor.backend,
+        "backend": engine.backend,
         "shard_rows": shard_rows(spec.inference.shard_rows, signature, engine.plan.device),
         "positive_class": signature.positive_class,
     }

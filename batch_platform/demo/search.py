@@ -6,6 +6,7 @@ cosine. It reads the tables of `mail_search` with DuckDB, as anybody may.
 
 import argparse
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,8 +41,9 @@ def search(spec: PipelineSpec, settings: Settings, words: str, count: int) -> li
         UpstreamMissingError: nothing was embedded yet.
     """
     model = Registry(settings.root).resolve(spec.model.name, spec.model.alias)
-    engine = load_engine(model, spec, settings.root)
-    asked = engine.score(pa.table({"row_key": ["words"], "text": [words]})).outputs["embedding"][0].as_py()
+    with closing(load_engine(model, spec, settings.root)) as engine:
+        (result,) = engine.score_stream(iter([pa.table({"row_key": ["words"], "text": [words]})]))
+    asked = result.outputs["embedding"][0].as_py()
     keys, days, texts, vectors = _pieces(spec, settings)
     likeness = vectors @ np.array(asked, np.float32)  # (pieces,)
     hits: dict[str, Hit] = {}

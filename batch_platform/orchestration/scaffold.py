@@ -46,6 +46,7 @@ attributes:
 
   # inference:
   #   device: auto            # auto | cpu | cuda
+  #   devices: 1              # or a number of GPUs, or all: a process for each
   #   dtype: auto             # auto | float32 | bfloat16 | float16
   #   batch_tokens: auto
   #   batch_rows: auto

@@ -11,7 +11,7 @@ from batch_platform.settings import Settings
 
 if TYPE_CHECKING:
     from batch_platform.core.forecasting import Forecaster
-    from batch_platform.core.inference.engine import Engine
+    from batch_platform.core.inference.engine import Scorer
     from batch_platform.core.models.registry import RegisteredVersion
     from batch_platform.core.monitoring.rendering import Renderer
 
@@ -41,7 +41,7 @@ class Services:
         return model_source(named.name, self._settings.root).resolve(named.name, named.alias)
 
     @cached_property
-    def engine(self) -> "Engine":
+    def engine(self) -> "Scorer":
         """The engine with that version loaded.
 
         Raises:
@@ -86,5 +86,7 @@ class Services:
 
     def close(self) -> None:
         """End what was started."""
+        if "engine" in self.__dict__:
+            self.engine.close()
         if "renderer" in self.__dict__:
             self.renderer.close()

@@ -4,6 +4,7 @@ The stages are called without Dagster.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from batch_platform.core import featurizing, landing, scoring
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.inference.engine import Engine
+from batch_platform.core.inference.fleet import Fleet
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.reusing import RowPlan
 from batch_platform.core.slice import Slice, StageResult
@@ -325,3 +327,17 @@ def test_statistics_say_what_rows_cost_where_a_price_is_known(
     assert cost == pytest.approx(result.metadata["stats wall_seconds"] / result.rows, abs=1e-4)
     stats = pl.read_delta(str(slice_.layout.table("run_stats")))
     assert stats["cost_per_1000_rows"].to_list() == [cost]
+
+
+def test_several_processes_do_the_work_of_one(bench: Bench) -> None:
+    bench.score("first")
+    alone = bench.predictions()
+    bench.mini.change(inference={"shard_rows": 8, "devices": 2})
+    assert bench.score("second").reused  # the same work, however many compute it
+    bench.mini.change(inference={"shard_rows": 7, "devices": 2})
+    with closing(scoring.load_engine(bench.model, bench.mini.spec, bench.mini.settings.root)) as engine:
+        assert isinstance(engine, Fleet)
+        result = scoring.score_partition(bench.slice("third"), bench.model, engine, bench.said.append)
+    assert (result.metadata["rows_scored"], result.reused) == (ROWS, False)
+    assert bench.predictions().select(OUTPUTS).equals(alone.select(OUTPUTS))
+    assert set(bench.predictions()["run_id"]) == {"third"}

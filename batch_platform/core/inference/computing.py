@@ -29,7 +29,7 @@ BATCH_TIMEOUT = 600.0
 # least so many seconds, before the device counts as hanging.
 _LEAST_GRACE = 30.0
 # So many rows are named, however few are tolerated: they show what is wrong.
-_NAMED = 100
+NAMED = 100
 # So many rows alone beyond the time-out, with nothing computed in between: it is not the rows.
 _TIMEOUTS_IN_A_ROW = 8
 _log = logging.getLogger(__name__)
@@ -257,7 +257,7 @@ class BatchLoop:
             self._late_rows += 1
             self._check_late_rows()
         failed = self.failed + len(shard.failures)
-        if self._tolerated is not None and failed > max(self._tolerated, _NAMED):
+        if self._tolerated is not None and failed > max(self._tolerated, NAMED):
             raise InferenceError(
                 f"{failed} rows have failed, and {self._tolerated} may (inference.max_error_share): the rest is "
                 f"not computed. In the shard in hand: {_told(shard.failures)}. Remove the cause and run the "

@@ -45,6 +45,30 @@ def _why_no_cuda(flavor: str) -> str | None:
     return None if torch.cuda.is_available() else "torch sees no CUDA device here; run where there is one"
 
 
+def device_count(asked: int | str, device: str) -> int:
+    """How many devices compute at once.
+
+    Args:
+        asked: what the pipeline says: a number, or `all`: every CUDA device that there is; processors are one device.
+        device: resolved, cpu or cuda.
+
+    Raises:
+        InferenceError: there are not so many CUDA devices.
+    """
+    if device == "cpu":
+        return 1 if isinstance(asked, str) else asked
+    import torch
+
+    there = torch.cuda.device_count()
+    if isinstance(asked, str):
+        return there
+    if asked > there:
+        raise InferenceError(
+            f"inference.devices asks for {asked} CUDA devices and there are {there}: ask for fewer, or for all"
+        )
+    return asked
+
+
 def resolve_dtype(asked: str, device: str, is_text: bool) -> str:
     """The type for `auto`, `float32`, `bfloat16` or `float16`.
 

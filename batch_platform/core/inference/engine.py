@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,24 @@ class ShardResult:
     stats: RunStats
 
 
+class Scorer(Protocol):
+    """What shards are given to: one engine, or several that look like one."""
+
+    @property
+    def plan(self) -> BatchPlan:
+        """How batches are cut."""
+
+    @property
+    def backend(self) -> str:
+        """What computes, where there is a choice that acts on the last bits; else empty."""
+
+    def score_stream(self, shards: Iterator[pa.Table], tolerated: int | None = None) -> Iterator[ShardResult]:
+        """Score shards in order, as `Engine.score_stream`."""
+
+    def close(self) -> None:
+        """Let go of what was started."""
+
+
 class Engine:
     """A loaded model and the way its batches are cut."""
 
@@ -89,6 +107,13 @@ class Engine:
         plan = BatchPlan.from_spec(spec, signature, flavor=model.flavor)
         predictor = load_predictor(model.checked_folder(), model.flavor, signature, plan.device, plan.dtype)
         return cls(predictor, plan, Patience(batch_timeout=spec.batch_timeout))
+
+    @property
+    def backend(self) -> str:
+        return self.predictor.backend
+
+    def close(self) -> None:
+        """Nothing runs between two streams."""
 
     def score(self, shard: pa.Table) -> ShardResult:
         """Score one shard.

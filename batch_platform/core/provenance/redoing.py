@@ -5,6 +5,7 @@ Decides nothing about which rows these are (`impact` does) and copies all others
 
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from batch_platform.core.models.source import model_source
@@ -38,9 +39,9 @@ def rescore_affected(
     if not partitions:
         return
     model = model_source(spec.model.name, settings.root).resolve(spec.model.name, spec.model.alias)
-    engine = load_engine(model, spec, settings.root)
     run = Run(str(uuid.uuid4()), f"affected --rescore: {question.by or 'range'} {question.value}".rstrip())
-    for key in partitions:
-        slice_ = Slice(spec, spec.partitions.calendar().partition(key), settings, base, run)
-        keys = affected_keys(slice_.lake, question, key)
-        yield key, rescore_rows(slice_, keys, model, engine, progress)
+    with closing(load_engine(model, spec, settings.root)) as engine:
+        for key in partitions:
+            slice_ = Slice(spec, spec.partitions.calendar().partition(key), settings, base, run)
+            keys = affected_keys(slice_.lake, question, key)
+            yield key, rescore_rows(slice_, keys, model, engine, progress)

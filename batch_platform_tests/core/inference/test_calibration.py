@@ -4,7 +4,9 @@ from batch_platform.core.inference import calibration
 from batch_platform.core.inference.batching import BatchPlan
 from batch_platform.core.inference.calibration import TRIED, Measured, choose, measure
 from batch_platform.errors import InferenceError
-from batch_platform_tests.core.inference.fakes import PLAN, FakePredictor
+from batch_platform_tests.core.inference.fakes import FakePredictor
+
+PLAN = BatchPlan("cpu", "float32", batch_tokens=1024, batch_rows=4096)
 
 
 @pytest.fixture(autouse=True)
