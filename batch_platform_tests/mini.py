@@ -13,7 +13,7 @@ from batch_platform.core.layout import Layout
 from batch_platform.core.models.registry import RegisteredVersion, Registry
 from batch_platform.core.spec import parse_spec
 from batch_platform.orchestration.assets import pipeline_assets
-from batch_platform.orchestration.model_assets import model_asset
+from batch_platform.orchestration.model_assets import challenger_asset, model_asset
 from batch_platform.orchestration.stages import asset_key, stages_of
 from batch_platform.settings import Settings
 from batch_platform_tests import tiny_models
@@ -106,7 +106,11 @@ class Mini:
             "dagster/asset_partition_range_end": last or first,
         }
         result = dg.materialize(
-            [pipeline_assets(self.spec), model_asset(self.spec, is_trained=False)],
+            [
+                pipeline_assets(self.spec),
+                model_asset(self.spec, is_trained=False),
+                *challenger_asset(self.spec),
+            ],
             selection=[asset_key(self.spec, name) for name in names],
             instance=self.instance,
             tags=tags,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from batch_platform.cli.promotion import compare, promote, refuse_behind_gate, rollback
 from batch_platform.errors import ModelError
 from batch_platform.settings import Settings
 
@@ -28,6 +29,10 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.group()
 def models() -> None:
     """Registered models: versions, aliases, digests."""
+
+
+for command in (compare, promote, rollback):
+    models.add_command(command)
 
 
 @models.command()
@@ -68,6 +73,8 @@ def register(
     """
     from batch_platform.core.models.card import read_card
 
+    if alias is not None:
+        refuse_behind_gate(name, alias)
     signature = _signature(folder, flavor, signature_file, described)
     if card_file is None:
         click.echo(f"warning: {name} is registered without a model card; give one with --card", err=True)
@@ -108,18 +115,6 @@ def list_models(as_json: bool) -> None:
             )
     if not entries:
         click.echo("no models yet; type: batch-platform models register NAME DIR --flavor F", err=True)
-
-
-@models.command()
-@click.argument("name")
-@click.argument("version")
-@click.option("--alias", required=True, help="The alias to move, e.g. champion.")
-@click.option("--by", required=True, help="Who decides it.")
-@click.option("--why", required=True, help="The reason, kept in the history.")
-def promote(name: str, version: str, alias: str, by: str, why: str) -> None:
-    """Point an alias of NAME to VERSION."""
-    _registry().promote(name, version, alias, by, why)
-    click.echo(f"{name}: {alias} -> {version}")
 
 
 @models.command()

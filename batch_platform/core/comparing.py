@@ -130,6 +130,7 @@ def compare(
     after: Iterable[pa.RecordBatch],
     keys: Iterable[pa.Array],
     labels: Mapping[str, str] | None = None,
+    judged: str | None = None,
 ) -> Comparison:
     """Hold two results for the rows of one partition against each other.
 
@@ -137,6 +138,8 @@ def compare(
         before, after: predictions; each has its rows in the order of `keys`, some of which it may lack.
         keys: (any,) strings, row keys in order.
         labels: true label, or number as text, by row key.
+        judged: the column that is held against labels; by default the one whose flips are counted. A rule may decide
+            in words that no label has.
     """
     first, second = _Prefixes(before), _Prefixes(after)
     total = Comparison()
@@ -148,7 +151,7 @@ def compare(
         alone = Comparison(
             only_before=old.num_rows - shared.num_rows, only_after=new.num_rows - shared.num_rows
         )
-        total = total + alone + _pair(shared, new.take(place.drop_null()), labels or {})
+        total = total + alone + _pair(shared, new.take(place.drop_null()), labels or {}, judged)
     return total
 
 
@@ -175,7 +178,7 @@ class _Prefixes:
         return pa.Table.from_batches(parts, schema)
 
 
-def _pair(old: pa.Table, new: pa.Table, labels: Mapping[str, str]) -> Comparison:
+def _pair(old: pa.Table, new: pa.Table, labels: Mapping[str, str], judged: str | None) -> Comparison:
     """Rows with equal keys at equal places."""
     if not old.num_rows:
         return Comparison()
@@ -191,7 +194,10 @@ def _pair(old: pa.Table, new: pa.Table, labels: Mapping[str, str]) -> Comparison
             decided=old.num_rows, flips={"another text": total.changed} if total.changed else {}
         )
     elif decision is not None:
-        total += _decisions(old[decision].to_pylist(), new[decision].to_pylist(), truth)
+        total += _decisions(old[decision].to_pylist(), new[decision].to_pylist())
+        column = decision if judged is None else judged
+        if truth and column in shared:
+            total += _right(old[column].to_pylist(), new[column].to_pylist(), truth)
     if "embedding" in shared:
         total += _moved(-_cosine_distance(old["embedding"], new["embedding"]), signed=False)
     number = next((name for name in ("score", "prediction") if name in shared), None)
@@ -229,12 +235,14 @@ def _equal(old: pa.Array, new: pa.Array) -> npt.NDArray[np.bool_]:
     return np.array([left == right for left, right in pairs], np.bool_)
 
 
-def _decisions(old: list[str], new: list[str], truth: list[str | None]) -> Comparison:
+def _decisions(old: list[str], new: list[str]) -> Comparison:
     flips = Counter(f"{a} -> {b}" for a, b in zip(old, new, strict=True) if a != b)
-    known = [(a, b, t) for a, b, t in zip(old, new, truth, strict=True) if t is not None] if truth else []
+    return Comparison(flips=dict(flips), decided=len(old))
+
+
+def _right(old: list[str], new: list[str], truth: list[str | None]) -> Comparison:
+    known = [(a, b, t) for a, b, t in zip(old, new, truth, strict=True) if t is not None]
     return Comparison(
-        flips=dict(flips),
-        decided=len(old),
         labelled=len(known),
         right_before=sum(a == t != b for a, b, t in known),
         right_after=sum(b == t != a for a, b, t in known),

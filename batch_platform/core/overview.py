@@ -17,8 +17,8 @@ from batch_platform.core.models.card import expiry
 from batch_platform.core.models.registry import Registry
 from batch_platform.core.reviewing import decisions
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.core.staleness import code_versions, stale_stages
-from batch_platform.errors import ModelError, ModelNotFoundError
+from batch_platform.core.staleness import code_versions, digests_now, stale_stages
+from batch_platform.errors import ModelError
 from batch_platform.settings import Settings
 
 
@@ -62,7 +62,7 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     """Look at all partitions of a pipeline that have ended by `now` (aware)."""
     layout = Layout.of(settings, spec.name)
     stages = stage_names(spec)
-    model, promotion, digest = _model(spec, settings, now)
+    model, promotion, digests = _model(spec, settings, now)
     versions = code_versions(spec, stages)
     failed: dict[str, str] = {}
     stale: dict[Partition, str] = {}
@@ -79,7 +79,7 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
                 place[partition.key] = "; ".join(
                     filter(None, [place.get(partition.key), f"{check}: {words}"])
                 )
-        old = stale_stages(known, versions, digest)
+        old = stale_stages(known, versions, digests)
         if old:
             stale[partition] = "; ".join(f"{stage}: {why}" for stage, why in old.items())
         bad = next((stage for stage in stages if stage in known and known[stage].state == "failed"), None)
@@ -91,7 +91,9 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
             missing.append(partition)
     gaps = tuple((first.key, last.key) for first, last in contiguous(missing))
     lake = Lake(layout)
-    rows = {table: sum(lake.partition_rows(table).values()) for table in ("raw", "predictions", "quarantine")}
+    tables = ["raw", "predictions", "quarantine"]
+    tables += ["challenger_predictions"] if spec.model.challenger is not None else []
+    rows = {table: sum(lake.partition_rows(table).values()) for table in tables}
     due = _last_tick(spec, now)
     decided = decisions(layout, list(drifting))
     undecided = [key for key in drifting if key not in decided]
@@ -113,23 +115,22 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     )
 
 
-def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str, str | None]:
-    """What is wrong with the model behind the alias, the command that has to come before any run, and its digest."""
+def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str, dict[str, str]]:
+    """What is wrong with the model behind the alias, the command that has to come before any run, and `digests_now`."""
     name, alias = spec.model.name, spec.model.alias
-    if spec.model.is_of_mlflow:  # a question to a server, which a run asks
-        return "", "", None
     try:
+        digests = digests_now(spec, settings.root)
+        if spec.model.is_of_mlflow or "model" not in digests:  # nothing was trained yet, which a run says
+            return "", "", digests
         version = Registry(settings.root).pointed(name, alias)
-    except ModelNotFoundError:  # nothing was trained yet, which a run says
-        return "", "", None
     except ModelError as error:
-        return str(error), "batch-platform models verify", None
+        return str(error), "" if spec.model.is_of_mlflow else "batch-platform models verify", {}
     about = f"{name} {alias} -> {version.version}"
     if version.suspended is not None:
         command = f"batch-platform models promote {name} VERSION --alias {alias} --by WHO --why TEXT"
-        return f"{about}: {version.suspended}", command, version.digest
+        return f"{about}: {version.suspended}", command, digests
     expired = expiry(version.card, now.astimezone(UTC).date())
-    return (f"{about}: {expired}" if expired else ""), "", version.digest
+    return (f"{about}: {expired}" if expired else ""), "", digests
 
 
 def _last_tick(spec: PipelineSpec, now: datetime) -> datetime | None:
@@ -142,9 +143,14 @@ def _last_tick(spec: PipelineSpec, now: datetime) -> datetime | None:
 
 def stage_names(spec: PipelineSpec) -> list[str]:
     """The stages that a partition goes through, in order."""
-    wanted = {"delivered": bool(spec.sinks), "performance": spec.labels is not None}
+    wanted = {
+        "delivered": bool(spec.sinks),
+        "performance": spec.labels is not None,
+        "challenger_predictions": spec.model.challenger is not None,
+    }
     names = ("raw", "features", "predictions", "delivered", "drift_report", "performance")
-    return [name for name in names if wanted.get(name, True)]
+    # The challenger comes last: it is compared on the labels, and nothing depends on it.
+    return [name for name in (*names, "challenger_predictions") if wanted.get(name, True)]
 
 
 def _next(

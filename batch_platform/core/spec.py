@@ -440,7 +440,12 @@ class ModelSpec(_Section):
         pattern=r"^[A-Za-z_][\w-]*$",
         description="Alias, resolved to a version when a run starts.",
     )
-    challenger: str | None = Field(None, description="Alias scored beside it. A later release.")
+    challenger: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][\w-]*$",
+        description="Alias whose version scores the same rows beside it, into challenger_predictions, and is compared. Not "
+        "for models of MLflow.",
+    )
 
     @model_validator(mode="after")
     def _whole_reference(self) -> "ModelSpec":
@@ -448,7 +453,14 @@ class ModelSpec(_Section):
             raise ValueError(f"name {self.name!r}: write models:/name@alias or models:/name/3")
         if self.is_of_mlflow and "alias" in self.model_fields_set:
             raise ValueError("alias has no effect beside a name models:/...: write models:/name@alias")
+        if self.challenger == self.alias:
+            raise ValueError(f"challenger {self.challenger!r} is the champion's own alias: name another one")
         return self
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """The alias behind each of the pipeline's assets that are a model: `model`, and `challenger` where there is one."""
+        return {"model": self.alias, **({"challenger": self.challenger} if self.challenger else {})}
 
     @property
     def is_of_mlflow(self) -> bool:
@@ -842,7 +854,7 @@ class PipelineSpec(_Section):
         asked = {
             "lookups.format": any(lookup.format in ("delta", "sql") for lookup in self.lookups),
             "lookups.uri with a URL": any("://" in lookup.uri for lookup in self.lookups),
-            "model.challenger": self.model.challenger is not None,
+            "model.challenger of MLflow": self.model.challenger is not None and self.model.is_of_mlflow,
             "inference.executor: ray": self.inference.executor == "ray",
             "labels.format": self.labels is not None and self.labels.format in ("delta", "sql"),
             f"automation.trigger: {self.automation.trigger}": self.automation.trigger

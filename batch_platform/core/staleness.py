@@ -6,12 +6,16 @@ anew. It starts no work.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 
+from batch_platform.core.data.files import Location
 from batch_platform.core.deciding import rule_version
 from batch_platform.core.featurizing import recipe_of
+from batch_platform.core.models.source import model_source
 from batch_platform.core.outcomes import Outcome
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.errors import ModelNotFoundError
 
 # Names of versions in `Outcome.versions`, beside those of the assets above a stage.
 CODE = "code"
@@ -23,6 +27,7 @@ _CHANGED = {
     "delivered": "sinks",
     "drift_report": "drift settings",
     "performance": "label settings",
+    "challenger_predictions": "inference, decision or code",
 }
 
 
@@ -34,7 +39,7 @@ def code_version_of(spec: PipelineSpec, stage: str) -> str:
         lookups = [lookup.model_dump(mode="json") for lookup in spec.lookups]
         recipe = recipe_of(spec).version
         return fingerprint({"recipe": recipe, "lookups": lookups})[:12] if lookups else recipe
-    if stage == "predictions":
+    if stage in ("predictions", "challenger_predictions"):
         parts = {"inference": spec.inference.model_dump(), "code": code_version()}
         return fingerprint({**parts, "decision": spec.decision and rule_version(spec.decision)})[:12]
     if stage == "delivered":
@@ -50,19 +55,33 @@ def code_versions(spec: PipelineSpec, stages: list[str]) -> dict[str, str]:
     return {stage: code_version_of(spec, stage) for stage in stages}
 
 
+def digests_now(spec: PipelineSpec, root: Location) -> dict[str, str]:
+    """Digests of the models that a run would score with now, by the assets `model` and `challenger`.
+
+    One that was never registered is left out: a run says so.
+
+    Raises:
+        ModelError: the registry was altered, or MLflow cannot be asked.
+    """
+    found = {}
+    for asset, alias in spec.model.aliases.items():
+        with suppress(ModelNotFoundError):
+            found[asset] = model_source(spec.model.name, root).digest_of(spec.model.name, alias)
+    return found
+
+
 def stale_stages(
-    known: Mapping[str, Outcome], versions: Mapping[str, str], model_digest: str | None
+    known: Mapping[str, Outcome], versions: Mapping[str, str], digests: Mapping[str, str]
 ) -> dict[str, str]:
     """The stale stages of one partition, and why.
 
     Args:
         known: the last outcome of each stage.
         versions: `code_versions` now.
-        model_digest: of the model that a run would score with now; None where that is not known.
+        digests: of the models that a run would score with now, `model` and `challenger`, as far as they are known.
     """
     data = {stage: outcome.versions[DATA] for stage, outcome in known.items() if DATA in outcome.versions}
-    if model_digest is not None:
-        data["model"] = model_digest
+    data |= digests
     stale: dict[str, str] = {}
     for stage, outcome in known.items():
         # What a release before this one has recorded says nothing about versions.

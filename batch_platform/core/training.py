@@ -23,8 +23,10 @@ from batch_platform.core.data.sources import read_files
 from batch_platform.core.features.lookups import beside, join_lookups
 from batch_platform.core.features.recipe import Recipe
 from batch_platform.core.featurizing import recipe_with
+from batch_platform.core.models.registry import Registry
 from batch_platform.core.spec import LabelsSpec, PipelineSpec
 from batch_platform.errors import ModelError, PipelineFileError, SourceError, SourceMissingError
+from batch_platform.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,15 @@ def precise_threshold(
 def base_rate_threshold(truth: npt.NDArray[np.bool_], scores: npt.NDArray[np.float64]) -> float:
     """The threshold that flags as many held-out rows as are positive, so that precision equals recall."""
     return float(np.quantile(scores, 1.0 - truth.mean()))
+
+
+def alias_of_new(spec: PipelineSpec, settings: Settings) -> str:
+    """The alias that a version just trained gets: the pipeline's; where it has a champion and a challenger, the latter's.
+
+    Such a version becomes champion through the promotion gate (`batch-platform models promote`).
+    """
+    champion = Registry(settings.root).aliases(spec.model.name).get(spec.model.alias)
+    return spec.model.challenger if champion and spec.model.challenger else spec.model.alias
 
 
 def unreviewed() -> dict[str, str]:

@@ -171,6 +171,7 @@ class _Books:
                     self._found(key, stage, f"was made of {upstream} that no commit has")
                 else:
                     self._compare_keys(key, stage, made, source)
+        self._compare_challenger(key)
         for stage in ("raw", "features", "predictions"):
             self._compare_quarantine(key, stage)
 
@@ -263,6 +264,39 @@ class _Books:
                 stage,
                 f"its rows are not those of {upstream} without the quarantined ones: {lost} are missing, "
                 f"{doubled} are doubled or unknown, from the first that differs",
+            )
+
+    def _compare_challenger(self, key: str) -> None:
+        """The challenger's rows are those of the features, in their order, without as many as it could not score."""
+        table = "challenger_predictions"
+        made = self._standing.get(Slot(table, key))
+        if made is None or "features" in self._unreadable:
+            return
+        source = self._made_of(key, "features", made["features_fingerprint"])
+        if source is None:
+            self._found(key, table, "was made of features that no commit has")
+            return
+        failed = sum(made["failed"].values())
+        if not (self._readable(Slot("features", key), source) and self._readable(Slot(table, key), made)):
+            return
+        entered = self._keys(Slot("features", key), source)
+        left = unknown = 0
+        for row in self._keys(Slot(table, key), made):
+            skipped = 0
+            for expected in entered:
+                if expected == row:
+                    break
+                skipped += 1
+            else:
+                unknown += 1
+            left += skipped
+        left += sum(1 for _ in entered)
+        if unknown or left != failed:
+            self._found(
+                key,
+                table,
+                f"its rows are not those of features without the {failed} that it could not score: {left} are missing, "
+                f"{unknown} are doubled or unknown, from the first that differs",
             )
 
     def _quarantined_keys(self, key: str, stage: str, made: Receipt) -> frozenset[str] | None:

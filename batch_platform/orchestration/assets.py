@@ -111,7 +111,7 @@ class _Range:
         self._services = Services(spec, self._settings, redrive)
         self._lineage = LineageEvents.from_env(self._services.progress)
         self._failed: dict[str, str] = {}
-        self._model_is_reported = False
+        self._reported_models: set[str] = set()
         self._rendering: deque[tuple[str, Stage, StageResult]] = deque()
 
     def run(self) -> Iterator[Any]:
@@ -163,9 +163,10 @@ class _Range:
                 not_run |= {other.name for other in below}
                 yield from self._report_failure(key, stage, below, error)
                 continue
-            if "model" in stage.upstream and not self._model_is_reported:
-                self._model_is_reported = True
-                yield events.model_observation(asset_key(self._spec, "model"), self._services.model)
+            for name, version in self._services.models_of(stage.upstream).items():
+                if name not in self._reported_models:
+                    self._reported_models.add(name)
+                    yield events.model_observation(asset_key(self._spec, name), version)
             for check in result.checks:
                 yield events.evaluation(self._asset(stage), key, check, stage.blocking)
             if result.rendering is not None:
@@ -211,8 +212,8 @@ class _Range:
         outcome = Outcome.now("done", self._run.run_id, warnings=warnings, versions=versions)
         self._remember(key, {stage.name: outcome})
         if self._lineage is not None:
-            digest = self._services.model.digest if "model" in stage.upstream else None
-            self._lineage.materialized(self._slice(key), stage.name, stage.upstream, result, digest)
+            digests = {name: model.digest for name, model in self._services.models_of(stage.upstream).items()}
+            self._lineage.materialized(self._slice(key), stage.name, stage.upstream, result, digests)
 
     def _below(self, stage: Stage) -> list[Stage]:
         """The stages that read what this one makes, or what these make."""
@@ -273,10 +274,11 @@ class _Range:
             asset: events.newest_materialization(self._context.instance, asset, key)
             for asset in outer_upstream(self._spec, stage.name)
         }
+        models = self._services.models_of(stage.upstream)
         for upstream in stage.upstream:
             asset = asset_key(self._spec, upstream)
-            if upstream == "model":
-                versions[asset] = (self._services.model.digest, "NULL")
+            if upstream in models:
+                versions[asset] = (models[upstream].digest, "NULL")
             else:
                 versions[asset] = events.newest_materialization(self._context.instance, asset, key)
         return versions

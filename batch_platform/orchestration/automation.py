@@ -15,9 +15,8 @@ from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PART
 from batch_platform.core import outcomes
 from batch_platform.core.data.partitions import Partition, PartitionCalendar, contiguous
 from batch_platform.core.layout import Layout
-from batch_platform.core.models.registry import Registry
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.core.staleness import code_versions, stale_stages
+from batch_platform.core.staleness import code_versions, digests_now, stale_stages
 from batch_platform.orchestration.partitions import partitions_definition
 from batch_platform.orchestration.stages import asset_key, stages_of
 from batch_platform.settings import Settings
@@ -99,13 +98,11 @@ def due_window(calendar: PartitionCalendar, now: datetime, catch_up: int) -> lis
 def _stale(spec: PipelineSpec, layout: Layout, window: list[Partition]) -> set[str]:
     """Keys of the partitions that were made by another model, recipe, contract or setting than those of now."""
     versions = code_versions(spec, [stage.name for stage in stages_of(spec)])
-    digest = None
-    if not spec.model.is_of_mlflow:
-        digest = Registry(Settings.from_env().root).pointed(spec.model.name, spec.model.alias).digest
+    digests = digests_now(spec, Settings.from_env().root)
     return {
         partition.key
         for partition in window
-        if stale_stages(outcomes.recall(layout, partition.key), versions, digest)
+        if stale_stages(outcomes.recall(layout, partition.key), versions, digests)
     }
 
 

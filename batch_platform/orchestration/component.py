@@ -11,7 +11,12 @@ from batch_platform.orchestration.assets import pipeline_assets
 from batch_platform.orchestration.automation import pipeline_job, pipeline_schedule
 from batch_platform.orchestration.late_labels import late_labels_sensor
 from batch_platform.orchestration.maintenance import maintenance_job, maintenance_schedule
-from batch_platform.orchestration.model_assets import model_asset, model_sensor, training_asset
+from batch_platform.orchestration.model_assets import (
+    challenger_asset,
+    model_asset,
+    model_sensor,
+    training_asset,
+)
 from batch_platform.orchestration.reviews import review_job, review_sensor, training_job
 from batch_platform.orchestration.scaffold import TEMPLATE
 
@@ -30,8 +35,9 @@ class PipelineScaffolder(Scaffolder):
 class BatchInferencePipeline(PipelineSpec, dg.Component):
     """Batch inference by date: raw inputs -> features -> predictions -> drift reports.
 
-    Makes the assets `<name>/raw`, `features`, `predictions`, `drift_report`, `performance` (with labels),
-    all partitioned, their checks, the asset `model`, a job and, if asked for, a schedule. A module
+    Makes the assets `<name>/raw`, `features`, `predictions`, `drift_report`, `performance` (with labels), `delivered`
+    (with sinks), `challenger_predictions` (with a challenger), all partitioned, their checks, the asset `model`, a job
+    and, if asked for, a schedule. A module
     `training.py` beside the pipeline file adds the asset `training`.
     """
 
@@ -63,14 +69,14 @@ class BatchInferencePipeline(PipelineSpec, dg.Component):
         spec: PipelineSpec = self if self.name else named(self, context.path.name)
         spec.refuse_unsupported()
         training = context.path / "training.py"
-        assets = [pipeline_assets(spec), model_asset(spec, is_trained=training.is_file())]
+        assets = [pipeline_assets(spec), model_asset(spec, training.is_file()), *challenger_asset(spec)]
         if training.is_file():
             assets.append(training_asset(spec, context.defs_relative_module_name(training)))
         job, maintenance = pipeline_job(spec), maintenance_job(spec)
         train = training_job(spec) if training.is_file() else None
         asked_for = [maintenance, review_job(spec, is_trained=train is not None)]
         schedules = [*pipeline_schedule(spec, job), maintenance_schedule(spec, maintenance)]
-        sensors = [review_sensor(spec, job, train), *late_labels_sensor(spec, job), *model_sensor(spec)]
+        sensors = [review_sensor(spec, job, train), *late_labels_sensor(spec, job), model_sensor(spec)]
         return dg.Definitions(
             assets=assets,
             jobs=[job, *asked_for, *([train] if train else [])],

@@ -63,10 +63,17 @@ def materialization(
 
 def model_observation(key: dg.AssetKey, model: "RegisteredVersion") -> dg.AssetObservation:
     """The event that the pipeline's alias was seen to point to a version; its digest is the data version."""
+    return version_observation(key, model.digest, model_metadata(model))
+
+
+def version_observation(
+    key: dg.AssetKey, digest: str, metadata: Mapping[str, dg.MetadataValue] | None = None
+) -> dg.AssetObservation:
+    """The same of a version of which only the digest is known."""
     return dg.AssetObservation(
         key,
-        tags={DATA_VERSION_TAG: model.digest, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"},
-        metadata=model_metadata(model),
+        tags={DATA_VERSION_TAG: digest, DATA_VERSION_IS_USER_PROVIDED_TAG: "true"},
+        metadata=metadata,
     )
 
 

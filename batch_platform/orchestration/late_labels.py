@@ -1,4 +1,4 @@
-"""Performance is measured again when labels land after their partition was measured."""
+"""Performance is measured, and the challenger compared, again when labels land after their partition was measured."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -42,11 +42,12 @@ def late_labels_sensor(spec: PipelineSpec, job: "UnresolvedAssetJobDefinition") 
         if not stamps:
             yield dg.SkipReason("no label file is new or changed")
         calendar = spec.partitions.calendar()
+        asked = ["performance", *(["challenger_predictions"] if spec.model.challenger is not None else [])]
         for first, last in contiguous([calendar.partition(key) for key in stamps]):
             seen = {key: stamp for key, stamp in stamps.items() if first.key <= key <= last.key}
             yield dg.RunRequest(
                 run_key=f"labels {first.key} {fingerprint(seen)}",
-                asset_selection=[asset_key(spec, "performance")],
+                asset_selection=[asset_key(spec, stage) for stage in asked],
                 tags={ASSET_PARTITION_RANGE_START_TAG: first.key, ASSET_PARTITION_RANGE_END_TAG: last.key},
             )
 

@@ -1,8 +1,9 @@
-"""What the stages of one run share: the model, loaded once, the report renderer and the progress line.
+"""What the stages of one run share: the models, each loaded once, the report renderer and the progress line.
 
 The alias is resolved when first asked for, at the start of the run, and never again in the run.
 """
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,7 @@ class Services:
         Raises:
             ModelNotFoundError: no such model or alias.
         """
-        from batch_platform.core.models.source import model_source
-
-        named = self._spec.model
-        return model_source(named.name, self._settings.root).resolve(named.name, named.alias)
+        return self._resolve("model")
 
     @cached_property
     def engine(self) -> "Scorer":
@@ -49,9 +47,32 @@ class Services:
             SignatureError: the pipeline's decision does not suit the model.
             InferenceError: the device asked for is not there.
         """
+        return self._load(self.model)
+
+    @cached_property
+    def challenger(self) -> "RegisteredVersion":
+        """The version that the challenger's alias points to. Raises as `model`."""
+        return self._resolve("challenger")
+
+    @cached_property
+    def challenger_engine(self) -> "Scorer":
+        """The engine with that version loaded. Raises as `engine`."""
+        return self._load(self.challenger)
+
+    def models_of(self, assets: Iterable[str]) -> dict[str, "RegisteredVersion"]:
+        """The versions behind those of some assets that are a model, by the asset's name."""
+        return {name: getattr(self, name) for name in assets if name in self._spec.model.aliases}
+
+    def _resolve(self, asset: str) -> "RegisteredVersion":
+        from batch_platform.core.models.source import model_source
+
+        name = self._spec.model.name
+        return model_source(name, self._settings.root).resolve(name, self._spec.model.aliases[asset])
+
+    def _load(self, version: "RegisteredVersion") -> "Scorer":
         from batch_platform.core.scoring import load_engine
 
-        return load_engine(self.model, self._spec, self._settings.root)
+        return load_engine(version, self._spec, self._settings.root)
 
     @cached_property
     def forecaster(self) -> "Forecaster":
@@ -86,7 +107,8 @@ class Services:
 
     def close(self) -> None:
         """End what was started."""
-        if "engine" in self.__dict__:
-            self.engine.close()
+        for engine in ("engine", "challenger_engine"):
+            if engine in self.__dict__:
+                getattr(self, engine).close()
         if "renderer" in self.__dict__:
             self.renderer.close()

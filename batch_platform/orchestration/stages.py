@@ -20,7 +20,7 @@ class Stage:
 
     Attributes:
         name: last part of the asset key, and the table's name.
-        upstream: names of the assets that it reads, `model` among them.
+        upstream: names of the assets that it reads, `model` or `challenger` among them.
         work: makes one partition.
         checks: its checks, without `complete`: name -> what is checked.
         blocking: whether a failed check keeps what is below from running.
@@ -48,7 +48,7 @@ def stages_of(spec: PipelineSpec) -> list[Stage]:
     recipe = recipe_of(spec)
     check_rules(spec, recipe)
     features = replace(_FEATURES, upstream=("raw", "model")) if recipe.reads else _FEATURES
-    every = (_RAW, features, _PREDICTIONS, _DELIVERED, _DRIFT_REPORT, _PERFORMANCE)
+    every = (_RAW, features, _PREDICTIONS, _DELIVERED, _DRIFT_REPORT, _PERFORMANCE, _CHALLENGER)
     known = {stage.name: stage for stage in every}
     return [known[name] for name in stage_names(spec)]
 
@@ -92,6 +92,12 @@ def _deliver(slice_: Slice, _services: Services) -> StageResult:
     from batch_platform.core.delivering import deliver_partition
 
     return deliver_partition(slice_)
+
+
+def _score_challenger(slice_: Slice, services: Services) -> StageResult:
+    from batch_platform.core.challenging import score_challenger
+
+    return score_challenger(slice_, services.challenger, services.challenger_engine, services.progress)
 
 
 def _judge_drift(slice_: Slice, services: Services) -> StageResult:
@@ -180,5 +186,19 @@ _PERFORMANCE = Stage(
     _evaluate,
     {"performance": "Labels arrive in time, fit the model, and show that it is of use."},
     "Realised performance, as labels arrive.",
+    blocking=False,
+)
+_CHALLENGER = Stage(
+    "challenger_predictions",
+    ("features", "predictions", "challenger"),
+    _score_challenger,
+    {
+        "reconciliation": "Feature rows = rows that it scored + rows that it cannot score, key by key, in order.",
+        "finite": "No null, infinite number or NaN in the outputs.",
+        "range": "Labels are the model's, probabilities are probabilities, embeddings have their length.",
+        "failed_share": "Rows that it cannot score are at most max_error_share.",
+        "comparison": "It reads the same features, and on the labels that are there it is not worse than the champion.",
+    },
+    "The challenger's predictions for the same rows, compared with the champion's; nothing acts on them.",
     blocking=False,
 )

@@ -63,7 +63,7 @@ class Bench:
         self.scored.clear()
         engine = self.engine(model)
         if poison:
-            _spoil(engine, poison)
+            spoil(engine, poison)
         return scoring.score_partition(
             self.slice(run), model or self.model, engine, progress or self.said.append, redrive
         )
@@ -86,7 +86,7 @@ class Bench:
         return frame if frame.is_empty() else frame.sort("row_key")
 
 
-def _spoil(engine: Engine, keys: Sequence[str]) -> None:
+def spoil(engine: Engine, keys: Sequence[str]) -> None:
     """Let the model give NaN for rows of these keys."""
     compute, prepare = engine._compute, engine._prepare
     spoiled: dict[int, list[int]] = {}

@@ -209,7 +209,6 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 LABELS = {"uri": "{partition}", "row_key": "id", "column": "y"}
 LATER: list[tuple[str, Any, str]] = [
-    ("model.challenger", "next", "model.challenger"),
     ("inference.executor", "ray", "inference.executor: ray"),
     ("labels", LABELS | {"format": "sql"}, "labels.format"),
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),

@@ -151,7 +151,6 @@ LATER = [
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22:00-06:00", "automation.off_peak"),
-    ("model.challenger", "candidate", "model.challenger"),
 ]
 
 

@@ -44,8 +44,7 @@ def stale_in_status(mini: Mini) -> dict[str, set[str]]:
 
 
 def sense(mini: Mini, cursor: str | None = None) -> dg.SensorResult:
-    (sensor,) = model_sensor(mini.spec)
-    told = sensor(dg.build_sensor_context(instance=mini.instance, cursor=cursor))
+    told = model_sensor(mini.spec)(dg.build_sensor_context(instance=mini.instance, cursor=cursor))
     assert isinstance(told, dg.SensorResult)
     assert not told.run_requests
     return told

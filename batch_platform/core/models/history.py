@@ -22,10 +22,16 @@ SEALS = "seals"
 _EVENT_FIELDS = {
     "registered": {"version", "digest", "record_sha256"},
     "promoted": {"version", "alias"},
+    "rolled_back": {"version", "alias"},
     "suspended": {"version"},
     "lifted": {"version"},
 }
+# What the promotion gate showed, and what of it was overridden; absent where no gate was asked.
+_GATE_FIELDS = {"compared", "despite"}
 _COMMON_FIELDS = {"event", "at", "by", "why", "previous", "hash"}
+
+
+_POINTING = ("promoted", "rolled_back")  # events after which an alias points to the entry's version
 
 
 @dataclass(frozen=True)
@@ -93,13 +99,29 @@ class History:
     @property
     def aliases(self) -> dict[str, str]:
         """Version by alias."""
-        promoted = [entry for entry in self.entries if entry["event"] == "promoted"]
-        return {entry["alias"]: entry["version"] for entry in promoted}
+        return {entry["alias"]: entry["version"] for entry in self.entries if entry["event"] in _POINTING}
+
+    def before(self, alias: str) -> str | None:
+        """The version that an alias pointed to before its last promotion that stands; None where there was none.
+
+        Going back twice goes back two promotions, not forward again.
+        """
+        promoted: list[str] = []
+        for entry in self._pointing(alias):
+            if entry["event"] == "rolled_back":
+                promoted.pop()
+            else:
+                promoted.append(entry["version"])
+        return promoted[-2] if len(promoted) > 1 else None
 
     def approval(self, alias: str) -> dict[str, str] | None:
-        """Who pointed an alias to where it points, why and when; None where nobody did."""
-        promoted = [e for e in self.entries if e["event"] == "promoted" and e["alias"] == alias]
-        return {name: promoted[-1][name] for name in ("by", "why", "at")} if promoted else None
+        """Who pointed an alias to where it points, why, when and despite what; None where nobody did."""
+        pointing = self._pointing(alias)
+        told = ("by", "why", "at", *sorted(_GATE_FIELDS))
+        return {name: pointing[-1][name] for name in told if name in pointing[-1]} if pointing else None
+
+    def _pointing(self, alias: str) -> list[Mapping[str, Any]]:
+        return [each for each in self.entries if each["event"] in _POINTING and each["alias"] == alias]
 
     @property
     def suspensions(self) -> dict[str, "Suspension"]:
@@ -129,7 +151,8 @@ def _content(entry: Mapping[str, Any]) -> bytes:
 def _problem(
     entry: Mapping[str, Any], before: list[Mapping[str, Any]], name: str, content: bytes
 ) -> str | None:
-    if set(entry) != _COMMON_FIELDS | _EVENT_FIELDS[entry["event"]] or content != _content(entry):
+    gate = _GATE_FIELDS if entry["event"] == "promoted" else set()
+    if set(entry) - gate != _COMMON_FIELDS | _EVENT_FIELDS[entry["event"]] or content != _content(entry):
         return "it does not have the form of an entry"
     bare = {field: value for field, value in entry.items() if field != "hash"}
     if entry["hash"] != _hash(bare):

@@ -68,15 +68,7 @@ class MlflowRegistry:
                 those that were used first.
             SignatureError: files and signature do not fit each other.
         """
-        found = MLFLOW_REFERENCE.fullmatch(name)
-        if found is None:
-            raise ModelError(f"{name!r} is no model of MLflow: write models:/name@alias or models:/name/3")
-        with _asking(name):
-            client, uri = _client()
-            if found["alias"]:
-                version = client.get_model_version_by_alias(found["name"], found["alias"])
-            else:
-                version = client.get_model_version(found["name"], found["version"])
+        found, client, uri, version = self._ask(name)
         if version.status != "READY":
             raise ModelError(f"{name}: version {version.version} is {version.status} in MLflow, not READY")
         content, folder = self._content(name, client, uri, version)
@@ -96,6 +88,36 @@ class MlflowRegistry:
             cache=self._cache,
             alias=found["alias"],
         )
+
+    def digest_of(self, name: str, alias: str) -> str:
+        """The digest of the version that a reference means now, without its files.
+
+        Args:
+            name, alias: as in `resolve`.
+
+        Returns:
+            Of a version that was never used here, whose digest is not known yet, words that are no version's digest.
+
+        Raises:
+            ModelNotFoundError: MLflow has no such model, alias or version.
+            ModelError: MLflow is not installed, not configured or does not answer.
+        """
+        _, _, uri, version = self._ask(name)
+        pinned = files.read_if_there(self._pin(uri, version))
+        return _read(pinned).digest if pinned is not None else f"not used yet: version {version.version}"
+
+    def _ask(self, name: str) -> tuple[re.Match[str], Any, str, Any]:
+        """The parts of a reference, MLflow's client, its address, and the version that the reference means now."""
+        found = MLFLOW_REFERENCE.fullmatch(name)
+        if found is None:
+            raise ModelError(f"{name!r} is no model of MLflow: write models:/name@alias or models:/name/3")
+        with _asking(name):
+            client, uri = _client()
+            if found["alias"]:
+                version = client.get_model_version_by_alias(found["name"], found["alias"])
+            else:
+                version = client.get_model_version(found["name"], found["version"])
+        return found, client, uri, version
 
     def _content(self, reference: str, client: Any, uri: str, version: Any) -> tuple[_Content, Path]:
         """The content and its folder, out of the cache where it is there as it was pinned."""

@@ -102,6 +102,18 @@ class Registry:
             )
         return replace(self._read(name, version, history), alias=alias, approved=history.approval(alias))
 
+    def digest_of(self, name: str, alias: str) -> str:
+        """The digest of the version that an alias points to now. Raises as `pointed`."""
+        return self.pointed(name, alias).digest
+
+    def aliases(self, name: str) -> Mapping[str, str]:
+        """Version by alias of a model; empty where there is no such model.
+
+        Raises:
+            ModelError: the registry was altered.
+        """
+        return History.read(self.folder / name).aliases
+
     def get(self, name: str, version: str) -> RegisteredVersion:
         """A version by its number.
 
@@ -195,8 +207,14 @@ class Registry:
             files.remove_folder(incoming)
         return replace(self.get(name, version), created=created)
 
-    def promote(self, name: str, version: str, alias: str, by: str, why: str) -> RegisteredVersion:
+    def promote(
+        self, name: str, version: str, alias: str, by: str, why: str, compared: str = "", despite: str = ""
+    ) -> RegisteredVersion:
         """Point an alias to a version, and remember who did it and why.
+
+        Args:
+            compared: what the promotion gate showed, for the history.
+            despite: what the gate had against it, where somebody decided otherwise.
 
         Raises:
             ModelNotFoundError: no such model or version.
@@ -206,8 +224,29 @@ class Registry:
         """
         _check_names(name, alias, by, why)
         self.get(name, version)
-        self._point(name, version, alias, by, why)
+        self._point(name, version, alias, by, why, compared, despite)
         return self.get(name, version)
+
+    def roll_back(self, name: str, alias: str, by: str, why: str) -> RegisteredVersion:
+        """Point an alias to the version that it pointed to before, and remember who did it and why.
+
+        Raises:
+            ModelNotFoundError: no such model, or the alias pointed to no other version before.
+            ModelSuspendedError: that version must not score.
+            ModelError: nobody or no reason is named, or the registry was altered.
+            StorageError: the registry cannot be written.
+        """
+        _check_names(name, alias, by, why)
+        while True:
+            history = self._history(name)
+            before = history.before(alias)
+            if before is None:
+                raise ModelNotFoundError(
+                    f"model {name!r}: {alias!r} pointed to no other version before: there is nothing to go back to"
+                )
+            self._read(name, before, history).refuse_suspended()
+            if history.append(self.folder / name, "rolled_back", by, why, version=before, alias=alias):
+                return self.get(name, before)
 
     def suspend(self, name: str, version: str, by: str, why: str) -> RegisteredVersion:
         """Forbid a version to score from now on, under whatever alias; one that is suspended stays as it is.
@@ -269,14 +308,17 @@ class Registry:
             if history.append(model, "registered", by, why, **what):
                 return number, True
 
-    def _point(self, name: str, version: str, alias: str, by: str, why: str) -> None:
+    def _point(
+        self, name: str, version: str, alias: str, by: str, why: str, compared: str = "", despite: str = ""
+    ) -> None:
         model = self.folder / name
+        told = {field: text for field, text in (("compared", compared), ("despite", despite)) if text}
         while True:
             history = History.read(model)
             self._read(name, version, history).refuse_suspended()
             if history.aliases.get(alias) == version:
                 return
-            if history.append(model, "promoted", by, why, version=version, alias=alias):
+            if history.append(model, "promoted", by, why, version=version, alias=alias, **told):
                 return
 
     # -- checking -----------------------------------------------------------------------------------------

@@ -21,6 +21,14 @@ class ModelSource(Protocol):
             ModelError: it cannot be trusted or had.
         """
 
+    def digest_of(self, name: str, alias: str) -> str:
+        """The digest of that version, to see whether it is another one now; the version may be suspended.
+
+        Raises:
+            ModelNotFoundError: there is none.
+            ModelError: it cannot be trusted, or the source does not answer.
+        """
+
 
 def model_source(name: str, root: Location) -> ModelSource:
     """The source for a model's name: `models:/...` is MLflow's, any other our own registry's."""

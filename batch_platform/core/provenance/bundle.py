@@ -9,7 +9,7 @@ import io
 import json
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from batch_platform.errors import StorageError
 from batch_platform.settings import Settings
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # a time of making would change the bytes
+_SCORED = ("predictions", "challenger_predictions")
 _METRICS = ("drift_metrics", "performance", "run_stats")
 _DIGESTS = "SHA256SUMS"
 
@@ -78,7 +79,7 @@ class _Bundle:
             },
             "pipeline.json": _json(self._spec.model_dump(mode="json")),
             "chain.json": _json(self._chain()),
-            **self._models(receipts.get("predictions", [])),
+            **self._models([made for table in _SCORED for made in receipts.get(table, [])]),
             **self._monitoring(),
             "quarantine.json": _json(self._quarantine()),
         }
@@ -109,7 +110,7 @@ class _Bundle:
 
     # -- by what ------------------------------------------------------------------------------------------
 
-    def _models(self, predictions: Iterable[Receipt]) -> dict[str, bytes]:
+    def _models(self, predictions: Sequence[Receipt]) -> dict[str, bytes]:
         """Documents of the versions that scored, and the whole history of their models: approvals among it."""
         versions = {(made["model"], made["model_version"]) for made in predictions}
         for made in predictions:
@@ -214,7 +215,8 @@ def _index(
         "| `receipts/` | every commit of these partitions, by table, partition and attempt; replaced ones too |",
         "| `chain.json` | the last commit of each table and its hash: each receipt names the hash of the commit before it |",
         "| `pipeline.json` | the pipeline file, as it is now |",
-        "| `models/` | record with file digests, signature and card of every version that scored; history with approvals |",
+        "| `models/` | record with file digests, signature and card of every version that scored, challengers too; history "
+        "with approvals and what the promotion gate showed |",
         "| `drift/`, `drift_metrics.json` | verdicts on drift; `reviews.json`: the owners' decisions on them |",
         "| `performance.json`, `run_stats.json` | realised metrics; what scoring took |",
         "| `quarantine.json` | rows set aside that stand, by partition, stage and cause |",
@@ -256,7 +258,9 @@ def _approvals(content: Mapping[str, bytes]) -> list[str]:
             entry = json.loads(content[name])
             target = f" as {entry['alias']}" if "alias" in entry else ""
             what = f"{name.split('/')[1]} version {entry['version']} {entry['event']}{target}"
-            lines.append(f"- {entry['at']}: {what} by {_cell(entry['by'])}: {_cell(entry['why'])}")
+            gate = [f"{field}: {_cell(entry[field])}" for field in ("compared", "despite") if field in entry]
+            words = "; ".join([_cell(entry["why"]), *gate])
+            lines.append(f"- {entry['at']}: {what} by {_cell(entry['by'])}: {words}")
     return lines or ["None: the models are in no registry of the platform."]
 
 

@@ -64,14 +64,14 @@ class LineageEvents:
         stage: str,
         upstream: Iterable[str],
         result: StageResult,
-        model_digest: str | None,
+        models: Mapping[str, str],
     ) -> None:
         """Say that a stage of a partition was made.
 
         Args:
             stage: its name.
             upstream: names of the assets that it was made of.
-            model_digest: where `model` is one of these.
+            models: digests of those that are a model.
         """
         if self._client is None:
             return
@@ -84,7 +84,7 @@ class LineageEvents:
             run=self._run(slice_, stage),
             job=Job(namespace=self._namespace, name=f"{slice_.spec.name}.{stage}"),
             producer=_PRODUCER,
-            inputs=_inputs(slice_, stage, upstream, model_digest),
+            inputs=_inputs(slice_, stage, upstream, models),
             outputs=[_output(slice_, result)],
         )
         try:
@@ -119,7 +119,7 @@ def _uuid(run_id: str) -> str:
         return str(uuid.uuid5(_NAMESPACE, run_id))
 
 
-def _inputs(slice_: Slice, stage: str, upstream: Iterable[str], model_digest: str | None) -> list[Any]:
+def _inputs(slice_: Slice, stage: str, upstream: Iterable[str], models: Mapping[str, str]) -> list[Any]:
     from openlineage.client.event_v2 import InputDataset
 
     found = []
@@ -128,9 +128,9 @@ def _inputs(slice_: Slice, stage: str, upstream: Iterable[str], model_digest: st
         for name in files:
             found.append(InputDataset(**_source(slice_, name)))
     for name in upstream:
-        if name == "model":
+        if name in models:
             place = slice_.settings.registry / slice_.spec.model.name
-            found.append(InputDataset(**_named(place), facets=_version(model_digest or "")))
+            found.append(InputDataset(**_named(place), facets=_version(models[name])))
         else:
             head = slice_.committed(name)
             facets = {**_version(str(head.receipt["version"])), **_schema(slice_.lake.schema(name))}

@@ -24,6 +24,7 @@ from batch_platform.core.models.versions import RegisteredVersion
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.training import (
     LabelledRows,
+    alias_of_new,
     binary_metrics,
     labelled_rows,
     need_sklearn,
@@ -127,7 +128,7 @@ def train(spec: PipelineSpec, settings: Settings, plan: Plan | None = None) -> R
             signature=_signature(plan),
             card=_card(spec, plan, slices, metrics),
             golden=_golden(network, slices.test.features.slice(0, GOLDEN_ROWS)),
-            alias=spec.model.alias,
+            alias=alias_of_new(spec, settings),
             by=f"{spec.name}/training",
             why=f"trained on {plan.first} to {plan.cut_off}",
         )

@@ -19,6 +19,7 @@ from batch_platform.core.models.versions import RegisteredVersion
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.training import (
     LabelledRows,
+    alias_of_new,
     base_rate_threshold,
     binary_metrics,
     labelled_rows,
@@ -120,7 +121,7 @@ def train(spec: PipelineSpec, settings: Settings, plan: Plan | None = None) -> R
             signature=model.config.signature(POSITIVE),
             card=_card(spec, plan, slices, metrics),
             golden=_golden(model, slices.test.features.slice(0, GOLDEN_ROWS)),
-            alias=spec.model.alias,
+            alias=alias_of_new(spec, settings),
             by=f"{spec.name}/training",
             why=f"trained on {plan.first} to {plan.test}",
         )

@@ -8,7 +8,7 @@ from batch_platform.core.models.registry import Registry
 from batch_platform.core.models.signature import InputColumn, ModelSignature
 from batch_platform.core.models.versions import RegisteredVersion
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.core.training import unreviewed
+from batch_platform.core.training import alias_of_new, unreviewed
 from batch_platform.settings import Settings, project_root
 
 TEXT = "text"
@@ -43,7 +43,7 @@ def train(spec: PipelineSpec, settings: Settings) -> RegisteredVersion:
         "transformers",
         SIGNATURE,
         card=card,
-        alias=spec.model.alias,
+        alias=alias_of_new(spec, settings),
         by="training",
         why="as published",
     )

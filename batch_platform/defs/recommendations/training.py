@@ -22,7 +22,13 @@ from batch_platform.core.models.registry import Registry
 from batch_platform.core.models.versions import RegisteredVersion
 from batch_platform.core.monitoring.performance import ranking
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.core.training import LabelledRows, labelled_rows, progress, unreviewed
+from batch_platform.core.training import (
+    LabelledRows,
+    alias_of_new,
+    labelled_rows,
+    progress,
+    unreviewed,
+)
 from batch_platform.settings import Settings, project_root
 
 COLUMNS = ("bought_2_weeks", "bought_12_weeks")
@@ -84,7 +90,7 @@ def train(spec: PipelineSpec, settings: Settings, plan: Plan | None = None) -> R
             signature=model.config.signature(),
             card=_card(spec, plan, fit, metrics),
             golden=_golden(model, test.features.slice(0, GOLDEN_ROWS)),
-            alias=spec.model.alias,
+            alias=alias_of_new(spec, settings),
             by=f"{spec.name}/training",
             why=f"trained on {plan.fit[0]} to {plan.held_out[1]}",
         )

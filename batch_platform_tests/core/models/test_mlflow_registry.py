@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from batch_platform.core.data.files import Location
@@ -19,6 +20,7 @@ from batch_platform.core.models.source import model_source
 from batch_platform.core.overview import overview
 from batch_platform.core.spec import InferenceSpec
 from batch_platform.errors import ModelError, ModelNotFoundError
+from batch_platform.orchestration.model_assets import model_sensor
 from batch_platform_tests import tiny_models
 from batch_platform_tests.mini import DAYS, Mini
 
@@ -131,7 +133,9 @@ def test_a_card_in_the_folder_counts(store: Store, tabular: Path, caplog: pytest
         store.resolve("models:/churn/2")
 
 
-def test_a_pipeline_scores_with_it(mini: Mini, store: Store, tabular: Path) -> None:
+def test_a_pipeline_scores_with_it(
+    mini: Mini, store: Store, tabular: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.log(tabular)
     store.client.set_registered_model_alias("churn", "champion", "1")
     mini.change(model={"name": "models:/churn@champion"})
@@ -142,8 +146,23 @@ def test_a_pipeline_scores_with_it(mini: Mini, store: Store, tabular: Path) -> N
     assert rows["model_version"].unique().to_list() == ["1"]
     assert rows["model_digest"].unique().to_list() == [version.digest]
     assert rows.height == 20
-    status = overview(mini.spec, mini.settings, datetime(2026, 1, 2, 12, tzinfo=UTC))
-    assert status.model == ""
+    now = datetime(2026, 1, 2, 12, tzinfo=UTC)
+    status = overview(mini.spec, mini.settings, now)
+    assert (status.model, status.stale) == ("", {})
+
+    # An alias that is moved in MLflow makes stale what the version before has made, until a run scores with the new one.
+    tiny_models.tabular_model(tabular, seed=1)
+    store.log(tabular)
+    store.client.set_registered_model_alias("churn", "champion", "2")
+    assert overview(mini.spec, mini.settings, now).stale == {DAYS[0]: "predictions: model changed"}
+    told = model_sensor(mini.spec)(dg.build_sensor_context(instance=mini.instance))
+    assert isinstance(told, dg.SensorResult)
+    (seen,) = told.asset_events
+    assert (seen.tags or {})["dagster/data_version"] == "not used yet: version 2"
+    mini.run(DAYS[0], stages=["predictions"])
+    assert overview(mini.spec, mini.settings, now).stale == {}
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert "set MLFLOW_TRACKING_URI" in overview(mini.spec, mini.settings, now).model
 
 
 def test_artifacts_and_root_in_object_storage(
