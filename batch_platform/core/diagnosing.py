@@ -6,7 +6,7 @@ that quiet partitions cost nothing. The wording is that of `monitoring/diagnosis
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,35 +34,40 @@ _LOOK_BACK = 100
 _FILES = 5
 
 
+class Samples(NamedTuple):
+    """Rows of the partition and of the reference: features and outputs by their names in findings."""
+
+    current: pa.Table
+    reference: pa.Table
+
+
+# By group: column of the table -> its name in findings.
+Watched = Mapping[str, Mapping[str, str]]
+
+
 def diagnose(
-    slice_: Slice,
-    verdicts: Mapping[str, Verdict],
-    watched: Mapping[str, Mapping[str, str]],
-    current: pa.Table,
-    reference: pa.Table,
-    compared: Reference,
+    slice_: Slice, verdicts: Mapping[str, Verdict], watched: Watched, samples: Samples, compared: Reference
 ) -> Diagnosis | None:
     """Say what an alarm is about; None where there is none.
 
     Args:
         verdicts: by group, after the owners' decisions.
-        watched: by group: column of the table -> its name in findings.
-        current: sample of the partition: features and outputs by their names in findings.
-        reference: sample of the reference, alike.
+        watched: the columns that were judged.
+        samples: to measure the changes by.
         compared: the reference.
 
     Raises:
         StorageError, MonitoringError: the lake or a verdict cannot be read.
     """
-    changes = list(_changes(slice_, verdicts, watched, current, reference))
+    changes = list(_changes(slice_, verdicts, watched, samples))
     if not changes:
         return None
     before = _partition_before(slice_, min(change.since for change in changes))
     ours, with_it, unknown = _our_side(slice_, compared.keys[-1], before)
-    files, examples = _unusual_rows(slice_, changes, watched, reference)
+    files, examples = _unusual_rows(slice_, changes, watched, samples.reference)
     return Diagnosis(
         tuple(changes),
-        tuple(diagnosis.prediction_words(current, reference)),
+        tuple(diagnosis.prediction_words(*samples)),
         ours,
         with_it,
         tuple(files),
@@ -75,16 +80,12 @@ def diagnose(
 
 
 def _changes(
-    slice_: Slice,
-    verdicts: Mapping[str, Verdict],
-    watched: Mapping[str, Mapping[str, str]],
-    current: pa.Table,
-    reference: pa.Table,
+    slice_: Slice, verdicts: Mapping[str, Verdict], watched: Watched, samples: Samples
 ) -> Iterator[Change]:
     """The strongest finding of each column: features first, as outputs follow them."""
     seen: set[str] = set()
     keys = _keys_before(slice_)
-    among = [name for name in watched["features"].values() if name in reference.column_names]
+    among = [name for name in watched["features"].values() if name in samples.reference.column_names]
     for group in GROUPS:
         for finding in verdicts[group].findings:
             if finding.column in seen or len(seen) == _MOST_CHANGES:
@@ -92,8 +93,8 @@ def _changes(
             seen.add(finding.column)
             segments = ""
             if len(seen) <= _SEGMENTED_CHANGES:
-                segments = diagnosis.segment_words(finding, current, reference, among)
-            measured = diagnosis.measure(finding, current, reference)
+                segments = diagnosis.segment_words(finding, *samples, among)
+            measured = diagnosis.measure(finding, *samples)
             yield Change(group, finding, _since(slice_, keys, Cause.of(group, finding)), measured, segments)
 
 
@@ -174,7 +175,7 @@ def _facts(slice_: Slice, partition_key: str) -> dict[str, str]:
 
 
 def _unusual_rows(
-    slice_: Slice, changes: Sequence[Change], watched: Mapping[str, Mapping[str, str]], reference: pa.Table
+    slice_: Slice, changes: Sequence[Change], watched: Watched, reference: pa.Table
 ) -> tuple[list[SourceShare], list[dict[str, str]]]:
     """Source files and example rows of the strongest change that rows can show."""
     for change in changes:
@@ -225,7 +226,7 @@ def _shares_of_files(slice_: Slice, places: Mapping[str, tuple[str, int]]) -> li
 def _examples(
     slice_: Slice,
     changes: Sequence[Change],
-    watched: Mapping[str, Mapping[str, str]],
+    watched: Watched,
     keys: Sequence[str],
     places: Mapping[str, tuple[str, int]],
 ) -> Iterator[dict[str, str]]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
-from batch_platform.core.diagnosing import diagnose
+from batch_platform.core.diagnosing import Samples, diagnose
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.monitoring import summary
 from batch_platform.core.monitoring.diagnosis import Diagnosis
@@ -261,7 +261,8 @@ def _diagnosis(slice_: Slice, judgement: DriftJudgement, watched: Watched) -> Di
         return None
     current, reference = _samples(slice_, judgement, watched)
     then = pa.table({}) if reference is None else files.read_table(reference)
-    return diagnose(slice_, judgement.verdicts, watched, files.read_table(current), then, judgement.reference)
+    samples = Samples(files.read_table(current), then)
+    return diagnose(slice_, judgement.verdicts, watched, samples, judgement.reference)
 
 
 # -- the page ---------------------------------------------------------------------------------------------
