@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.monitoring import diagnosis
 from batch_platform.core.monitoring.diagnosis import Change, Diagnosis, SourceShare
-from batch_platform.core.monitoring.drift import Verdict
+from batch_platform.core.monitoring.drift import Finding, Verdict
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.reviews import Cause
 from batch_platform.core.quarantine import locate
@@ -82,12 +82,12 @@ def diagnose(
 def _changes(
     slice_: Slice, verdicts: Mapping[str, Verdict], watched: Watched, samples: Samples
 ) -> Iterator[Change]:
-    """The strongest finding of each column: features first, as outputs follow them."""
+    """The shift of each column, or else its strongest finding: features first, as outputs follow them."""
     seen: set[str] = set()
     keys = _keys_before(slice_)
     among = [name for name in watched["features"].values() if name in samples.reference.column_names]
     for group in GROUPS:
-        for finding in verdicts[group].findings:
+        for finding in _shifts_first(verdicts[group].findings):
             if finding.column in seen or len(seen) == _MOST_CHANGES:
                 continue
             seen.add(finding.column)
@@ -96,6 +96,15 @@ def _changes(
                 segments = diagnosis.segment_words(finding, *samples, among)
             measured = diagnosis.measure(finding, *samples)
             yield Change(group, finding, _since(slice_, keys, Cause.of(group, finding)), measured, segments)
+
+
+def _shifts_first(findings: Sequence[Finding]) -> list[Finding]:
+    """The findings in the order of their columns; of a column its shift before the rest, which often follows from it."""
+    columns = list(dict.fromkeys(finding.column for finding in findings))
+    return sorted(
+        findings,
+        key=lambda finding: (columns.index(finding.column), not finding.statistic.startswith("mean rank")),
+    )
 
 
 def _keys_before(slice_: Slice) -> list[str]:

@@ -21,6 +21,9 @@ _FREQUENT_SHARE = 0.01
 # Components of a vector hang together: its mean varies as if so many of them were independent, or less.
 _INDEPENDENT_COMPONENTS = 16
 _SCHEMA_SHARE = 0.5
+_MOST_IN_A_BIN = 0.9
+# Of texts, besides their lengths: attribute of the profile -> end of the statistics' names.
+TEXT_MEASURES = {"token_lengths": " of token lengths", "symbols": " of symbols"}
 
 
 @dataclass(frozen=True)
@@ -101,22 +104,32 @@ class _Column:
         else:
             if self._is_text and column.kind == "string":
                 yield from self._ranks(column.numbers, " of lengths")
+                for measure, suffix in TEXT_MEASURES.items():
+                    yield from self._ranks(getattr(column, measure), suffix, getattr(self.pooled, measure))
             yield from self._shares(column.values, usable)
 
     def _top_values(self, usable: int) -> Iterator[tuple[int, str]]:
         """Bin and statistic of the values that are judged one by one."""
         values = self.pooled.values
         ranked = sorted(zip(values.places, values.counts, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        names = dict(zip(values.places, self.pooled.names, strict=False))
+        names = dict(zip(values.places, self.pooled.names, strict=False)) or self._heavy_names()
         taken: set[str] = set()
         for place, count in ranked[:TOP_VALUES]:
             if self._is_text and count < _FREQUENT_SHARE * usable:
                 break
             # With very many values a bin holds several; two long ones may begin alike.
             name = repr(names[place]) if place in names else f"the values of bin {place:x}"
-            name = f"{name} (bin {place:x})" if name in taken else name
+            is_several = name in taken or (place in names and values.level)
+            name = f"{name} (bin {place:x})" if is_several else name
             taken.add(name)
             yield place, f"share of {name}"
+
+    def _heavy_names(self) -> dict[int, str]:
+        """Of the bins with very many values, those of which one value makes up most."""
+        values = self.pooled.values
+        counts = dict(zip(values.places, values.counts, strict=True))
+        places = {heavy: heavy.place >> values.level for heavy in self.pooled.heavy}
+        return {place: heavy.name for heavy, place in places.items() if 2 * heavy.rows > counts.get(place, 0)}
 
     def _shares(self, values: Histogram, usable: int) -> Iterator[tuple[str, DayValue]]:
         if not self._top:
@@ -132,12 +145,17 @@ class _Column:
         in_top = sum(counts.get(place, 0) for place in {place >> coarser for place in self._top})
         yield "share of other values", _share(usable - in_top, usable)
 
-    def _ranks(self, day: Histogram, suffix: str) -> Iterator[tuple[str, DayValue]]:
+    def _ranks(
+        self, day: Histogram, suffix: str, pooled: Histogram | None = None
+    ) -> Iterator[tuple[str, DayValue]]:
         """Mean rank of the day's values among the reference's, and the mean distance of the ranks from 1/2."""
+        if pooled is not None and not (_is_varied(pooled) and day.places):
+            return  # hardly ever another number; or a profile of the format before, which has none
         places, counts = self._places, self._counts
-        level = max(day.level, self.pooled.numbers.level)
-        if level > self.pooled.numbers.level:
-            places, counts = self.pooled.numbers.arrays(level)
+        known = self.pooled.numbers if pooled is None else pooled
+        level = max(day.level, known.level)
+        if pooled is not None or level > known.level:
+            places, counts = known.arrays(level)
         own, weights = day.arrays(level)
         ranks = _midranks(places, counts, own)
         for name, values in (("mean rank", ranks), ("spread of ranks", np.abs(ranks - 0.5))):
@@ -145,6 +163,11 @@ class _Column:
             # At least the variance of ranks spread evenly, so that a day of equal values is not taken for sure.
             variance = max(float(np.average((values - mean) ** 2, weights=weights)), 1 / 48)
             yield name + suffix, DayValue(mean, variance / int(weights.sum()))
+
+
+def _is_varied(histogram: Histogram) -> bool:
+    """Whether ranks among these numbers tell something: no bin has nearly all of them."""
+    return bool(histogram.counts) and max(histogram.counts) <= _MOST_IN_A_BIN * histogram.rows
 
 
 def only_grows(days: list[ColumnProfile]) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batch_platform.core.monitoring.drift import Finding
+from batch_platform.core.monitoring.texts import text_measures
 
 # A segmenting column has at most so many values; more would leave a few rows a segment.
 _MOST_SEGMENTS = 12
@@ -164,10 +165,10 @@ def _schema_words(column: str, current: pa.Table, reference: pa.Table) -> str:
 
 
 def _number_words(statistic: str, before: pa.ChunkedArray, now: pa.ChunkedArray) -> str:
-    numbers = [_numbers(values) for values in (before, now)]
+    numbers = [_finite(_measured(statistic, values)) for values in (before, now)]
     if not statistic.startswith(("mean rank", "spread")) or any(len(each) < _LEAST_ROWS for each in numbers):
         return ""
-    unit = " characters" if _is_text(now) else ""
+    unit = _unit(statistic, now)
     if statistic.startswith("spread"):
         wide = [float(np.subtract(*np.quantile(each, [0.75, 0.25]))) for each in numbers]
         return f"the middle half of its values is {wide[1]:.4g}{unit} wide, {wide[0]:.4g} before"
@@ -285,10 +286,10 @@ def _measurable(finding: Finding, current: pa.Table, reference: pa.Table) -> tup
         return _equal(pair[0], value).astype(float), _equal(pair[1], value).astype(float)
     if not finding.statistic.startswith("mean rank"):
         return None
-    known = np.sort(_numbers(pair[1]))
+    known = np.sort(_finite(_measured(finding.statistic, pair[1])))
     if len(known) < _LEAST_ROWS:
         return None
-    now, before = (_ranks(_all_numbers(values), known) for values in pair)
+    now, before = (_ranks(_measured(finding.statistic, values), known) for values in pair)
     return (now, before) if np.isfinite(now).any() else None
 
 
@@ -327,10 +328,11 @@ def unusual(
     if finding.column not in reference.column_names:
         return None
     if finding.statistic == "share of other values":
-        known = reference[finding.column].unique()
-        is_new = ~pc.is_in(column, value_set=known.cast(column.type)).to_numpy(zero_copy_only=False)
+        seen = reference[finding.column].unique()
+        is_new = ~pc.is_in(column, value_set=seen.cast(column.type)).to_numpy(zero_copy_only=False)
         return is_new if is_up else None
-    return _extreme(finding, _all_numbers(column), _numbers(reference[finding.column]))
+    known = _finite(_measured(finding.statistic, reference[finding.column]))
+    return _extreme(finding, _measured(finding.statistic, column), known)
 
 
 def _extreme(finding: Finding, values: Floats, before: Floats) -> npt.NDArray[np.bool_] | None:
@@ -387,5 +389,29 @@ def _all_numbers(column: pa.ChunkedArray | pa.Array) -> Floats:
 
 
 def _numbers(column: pa.ChunkedArray | pa.Array) -> Floats:
-    numbers = _all_numbers(column)
+    return _finite(_all_numbers(column))
+
+
+def _finite(numbers: Floats) -> Floats:
     return numbers[np.isfinite(numbers)]
+
+
+def _measured(statistic: str, column: pa.ChunkedArray | pa.Array) -> Floats:
+    """(rows,) what a statistic of ranks is about; NaN where there is none."""
+    end = next((end for end in _TEXT_UNITS if statistic.endswith(end)), None)
+    if end is None or not _is_text(column):
+        return _all_numbers(column)
+    texts = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    measures = text_measures(pc.fill_null(texts, ""))
+    found = measures.token_lengths / 4 if end == " of token lengths" else 100 * measures.symbols / 64
+    return np.where(_missing(texts), np.nan, found)
+
+
+def _unit(statistic: str, column: pa.ChunkedArray) -> str:
+    if not _is_text(column):
+        return ""
+    return next((unit for end, unit in _TEXT_UNITS.items() if statistic.endswith(end)), " characters")
+
+
+# Statistics of what texts are made of, by the ends of their names.
+_TEXT_UNITS = {" of token lengths": " characters a token", " of symbols": " % signs and digits"}
