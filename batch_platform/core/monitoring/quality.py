@@ -281,7 +281,7 @@ def _values(past: Sequence[Observed], now: Observed) -> Iterator[_Watched]:
         ]
         rows = np.array([sum(each.values()) if each else 0 for each in sets], float)
         series = Series(
-            _angle(np.array(shares), rows),
+            _angle(np.array(shares), total),
             _angle_noise(rows),
             float(_angle(share, total)),
             1 / (4 * total + 2),
@@ -303,7 +303,7 @@ def _share(
     past = np.array([np.nan if found is None else share(found) for found in before])
     rows = np.array([0 if found is None else found.rows for found in before], float)
     series = Series(
-        _angle(past, rows),
+        _angle(past, column.rows),
         _angle_noise(rows),
         float(_angle(share(column), column.rows)),
         1 / (4 * column.rows + 2),
@@ -312,8 +312,11 @@ def _share(
     return _Watched(name, statistic, series, _percent, f"{100 * share(column):.1f} %")
 
 
-def _angle(share: np.ndarray | float, rows: np.ndarray | float) -> np.ndarray:
-    """Arcsine of the root, with Anscombe's correction (Biometrika 35, 1948): its variance is 1 / (4 rows + 2)."""
+def _angle(share: np.ndarray | float, rows: float) -> np.ndarray:
+    """Arcsine of the root, with Anscombe's correction (Biometrika 35, 1948): its variance is 1 / (4 rows + 2).
+
+    Shares of all partitions are put on the scale of the judged one's rows: the correction moves those of few rows.
+    """
     return np.arcsin(np.sqrt((share * rows + 0.375) / (rows + 0.75)))
 
 

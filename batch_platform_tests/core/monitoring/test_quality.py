@@ -185,6 +185,12 @@ def test_a_bad_day_in_the_history_does_not_hide_the_next_one() -> None:
     assert judged(observed(HISTORY, more_nulls(today())), past)[NULLS].status == "ok"
 
 
+def test_shares_do_not_depend_on_how_few_rows_the_partitions_before_had() -> None:
+    past = [observed(day, today(1 if day % 7 > 4 else 100, day)) for day in range(HISTORY)]
+    saturday = observed(HISTORY + 5, today(100, HISTORY + 5) | {"level": np.ones(100) * np.arange(100)})
+    assert judged(saturday, past)[NULLS].status == "ok"
+
+
 def test_hourly_partitions_have_a_budget_a_quarter_too() -> None:
     random = np.random.default_rng(3)
     hours = []
