@@ -31,6 +31,7 @@ NOT_NULL: dict[str, set[str]] = {
     "features": _ALWAYS | {"table_versions", "recipe_version", "code_version", "quarantined"},
     "predictions": _ALWAYS | _OF_THE_MODEL | {"rows_scored", "rows_reused", "quarantined"},
     "challenger_predictions": _ALWAYS | _OF_THE_MODEL | {"rows_scored", "rows_reused"},
+    "delivered": _ALWAYS | _OF_THE_MODEL,
     "drift_metrics": _ALWAYS | _OF_THE_MODEL | {"drift"},
     "performance": _ALWAYS | _OF_THE_MODEL,
     "labels": _ALWAYS | _OF_THE_MODEL,

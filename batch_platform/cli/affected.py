@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import click
 
 from batch_platform.core.data.finding import source_name
 from batch_platform.core.pipelines import defs_folder, find_pipeline
+from batch_platform.core.provenance.carrying import Carriage, carried
 from batch_platform.core.provenance.impact import Impact, Question
 from batch_platform.core.provenance.impact import affected as look
 from batch_platform.settings import Settings, project_root
@@ -39,34 +41,37 @@ def _date(_context: click.Context, _parameter: click.Parameter, value: str | Non
     "--json", "as_json", is_flag=True, help="For programs: one object with `rows` and `partitions`."
 )
 def affected(
-    model: str | None,
-    source_file: str | None,
-    recipe: str | None,
-    code: str | None,
-    run: str | None,
     first: str | None,
     last: str | None,
     pipeline: str | None,
     history: bool,
     rescore: bool,
     as_json: bool,
+    **made_by: str | None,
 ) -> None:
     """Count the predictions that something made, by pipeline and partition: the blast radius.
 
-    Give one of --model, --source-file, --recipe, --code and --run, or a range of partitions, or both. With --rescore
-    these rows are scored again, all others of their partitions stay as they are, and what changed is told. Launch the
-    partitions afterwards, so that Dagster sees the new predictions and makes their drift reports again.
+    Give one of --model, --source-file, --recipe, --code and --run, or a range of partitions, or both. Told are also the
+    sinks that hold such rows, by their last delivery. With --rescore these rows are scored again, all others of their
+    partitions stay as they are, and what changed is told. Launch the partitions afterwards, so that Dagster sees the new
+    predictions, delivers them, and makes their drift reports again.
     """
     if rescore and history:
         raise click.UsageError("--rescore and --history: rows that were replaced cannot be scored again")
-    question = _question(model, source_file, recipe, code, run, first, last, history)
-    found = look(Settings.from_env(), question, None if pipeline is None else [pipeline])
-    for note in found.notes:
+    question = _question(made_by, first, last, history)
+    pipelines = None if pipeline is None else [pipeline]
+    found = look(Settings.from_env(), question, pipelines)
+    sinks = carried(Settings.from_env(), question, pipelines)
+    for note in (*found.notes, *sinks.notes):
         click.echo(f"warning: {note}", err=True)
-    partitions = [asdict(partition) for partition in found.partitions]
-    value = {"rows": found.rows, "partitions": partitions, "seconds": round(found.seconds, 3)}
+    value: dict[str, Any] = {
+        "rows": found.rows,
+        "partitions": [asdict(partition) for partition in found.partitions],
+        "seconds": round(found.seconds, 3),
+        "deliveries": [asdict(sink) for sink in sinks.sinks],
+    }
     if not as_json:
-        click.echo(_text(found))
+        click.echo(_text(found, sinks))
     if rescore:
         value["rescored"] = _rescore(question, found, quiet=as_json)
     if as_json:
@@ -99,34 +104,25 @@ def _progress(line: str) -> None:
 
 
 def _question(
-    model: str | None,
-    source_file: str | None,
-    recipe: str | None,
-    code: str | None,
-    run: str | None,
-    first: str | None,
-    last: str | None,
-    history: bool,
+    made_by: Mapping[str, str | None], first: str | None, last: str | None, history: bool
 ) -> Question:
-    name, _, version = model.rpartition(":") if model is not None and _has_version(model) else (model, "", "")
-    asked: dict[str, str | None] = {
-        "model": name,
-        "recipe": recipe,
-        "source_file": source_file and source_name(Path(source_file), project_root()),
-        "code": code,
-        "run": run,
-    }
-    given = [by for by, value in asked.items() if value is not None]
+    """The question of the options; `made_by` are --model, --source-file, --recipe, --code and --run."""
+    given = [by for by, value in made_by.items() if value is not None]
     if len(given) > 1:
-        raise click.UsageError(f"--{given[0]} and --{given[1].replace('_', '-')}: ask for one at a time")
+        words = [by.replace("_", "-") for by in given]
+        raise click.UsageError(f"--{words[0]} and --{words[1]}: ask for one at a time")
     if not given and first is None and last is None:
         raise click.UsageError(
             "give --model, --source-file, --recipe, --code or --run, or a range: --from, --to"
         )
     if not given:
         return Question(None, first=first, last=last, history=history)
-    value = asked[given[0]]
+    value, version = made_by[given[0]], ""
     assert value is not None
+    if given[0] == "source_file":
+        value = source_name(Path(value), project_root())
+    elif given[0] == "model" and _has_version(value):
+        value, _, version = value.rpartition(":")
     return Question(given[0], value, version or None, first, last, history)  # type: ignore[arg-type]
 
 
@@ -135,11 +131,16 @@ def _has_version(model: str) -> bool:
     return ":" in model.removeprefix("models:/")
 
 
-def _text(found: Impact) -> str:
+def _text(found: Impact, sinks: Carriage) -> str:
     head = f"{found.rows} predictions in {len(found.partitions)} partitions"
     if found.rows:
         head += f"; scoring them took about {found.seconds:.1f} s the last time"
     lines = [f"  {one.pipeline} {one.partition_key}: {one.rows}" for one in found.partitions[:_SHOWN]]
     if len(found.partitions) > _SHOWN:
         lines.append(f"  and {len(found.partitions) - _SHOWN} more partitions: --json shows all")
+    for sink, rows in sinks.rows.items():
+        theirs = [one for one in sinks.sinks if one.sink == sink]
+        old = sum(not one.stands for one in theirs)
+        replaced = f", in {old} by a commit that was replaced since" if old else ""
+        lines.append(f"  sink {sink}: holds {rows} of such rows, in {len(theirs)} partitions{replaced}")
     return "\n".join([head, *lines])

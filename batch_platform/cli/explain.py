@@ -70,12 +70,17 @@ def _explained(pipeline: str, found: Explanation) -> str:
             f"  input hash    {found.input_hash}",
             f"  parameters    {_short(found.parameters)}",
             *([f"  decision      {_short(found.decision)}"] if found.decision else []),
-            f"  scored        {found.scored_at}, run {found.run_id}, shard {found.shard}, attempt {found.attempt}",
+            f"  scored        {found.scored_at}, run {found.run_id}, attempt {found.attempt}, {_shard(found)}",
             *([f"  run page      {found.run_url}"] if found.run_url else []),
             f"  approved      {_short(found.scored_by.get('approved_by'))}, alias {found.scored_by.get('model_alias')}",
             f"  commit        Delta version {found.commit['version']} of predictions, {found.commit['committed_at']}, "
             f"attempt {found.commit['attempt']}, run {found.commit['run_id']}, {found.commit['triggered_by']}",
         ]
+    for given in found.deliveries:
+        lines.append(
+            f"  sink          {given['sink']} holds {given['holds']}: attempt {given['predictions_attempt']}, delivered "
+            f"{given['delivered_at']} by run {given['run_id']}"
+        )
     for entry in found.quarantine:
         state = "in quarantine" if entry["stands"] else "was in quarantine"
         lines.append(
@@ -87,6 +92,13 @@ def _explained(pipeline: str, found: Explanation) -> str:
             f"{_short(before['outputs'])}"
         )
     return "\n".join([*lines, *(f"  note: {note}" for note in found.notes)])
+
+
+def _shard(found: Explanation) -> str:
+    if found.shard_row is None:
+        return f"shard {found.shard}"
+    batch = "batch not known: cut by tokens, or halved" if found.batch is None else f"batch {found.batch}"
+    return f"shard {found.shard}, row {found.shard_row} of it, {batch} (all from 0)"
 
 
 def _replayed(pipeline: str, found: Replay) -> str:

@@ -1,13 +1,14 @@
 """Stage `delivered`: the committed predictions of one partition brought to where they are used.
 
 Only what passed the gate is committed, and only what is committed is delivered. Each sink remembers what it was given last,
-so that killed deliveries are repeated and done ones are not. It does not know how a sink writes.
+so that killed deliveries are repeated and done ones are not; the lake remembers it too. It does not know how a sink writes.
 """
 
 from collections.abc import Iterator
 
 import pyarrow as pa
 
+from batch_platform.core import deliveries
 from batch_platform.core.data.consignment import Consignment, Delivered
 from batch_platform.core.data.databases.address import Address
 from batch_platform.core.data.databases.delivery import deliver
@@ -78,9 +79,12 @@ def _deliver(slice_: Slice, sink: SinkSpec, what: Consignment, commit: Commit) -
     rows = _rows(slice_, commit, what.schema)
     if sink.uri is not None:
         with slice_.workspace("delivered", commit.attempt) as scratch:
-            return export(place_of(sink.uri, slice_.base), sink.type, what, rows, scratch)
-    assert sink.connection_env is not None and sink.table is not None  # the pipeline file was checked
-    return deliver(Address.from_env(sink.connection_env, slice_.base), sink.table, what, rows)
+            done = export(place_of(sink.uri, slice_.base), sink.type, what, rows, scratch)
+    else:
+        assert sink.connection_env is not None and sink.table is not None  # the pipeline file was checked
+        done = deliver(Address.from_env(sink.connection_env, slice_.base), sink.table, what, rows)
+    deliveries.remember(slice_, commit, done)
+    return done
 
 
 def _rows(slice_: Slice, commit: Commit, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

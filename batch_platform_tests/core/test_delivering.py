@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from batch_platform.core import delivering
+from batch_platform.core.deliveries import TABLE, standing
 from batch_platform.core.spec import parse_spec
 from batch_platform.errors import (
     DeliveryError,
@@ -84,6 +85,35 @@ def test_a_delivered_partition(shop: Shop, url: str, kind: str) -> None:
     assert state == [("mini", DAYS[0], attempt, 3)]
     again = shop.deliver()
     assert (again.reused, again.data_version) == (True, result.data_version)
+
+
+def test_the_lake_remembers_what_each_sink_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCORES_DB", "sqlite:///scores.sqlite")
+    shop = Shop(tmp_path, sinks=[SINK, {"type": "csv", "uri": "exports"}])
+    lake = shop.slice().lake
+
+    def held() -> dict[str, tuple[int, int]]:
+        rows = standing(lake, DAYS[0])
+        return {row["sink"].rpartition("/")[2]: (row["predictions_attempt"], row["rows"]) for row in rows}
+
+    shop.commit({"a": 0.1, "b": 0.2}, "f1")
+    assert held() == {}
+    shop.deliver()
+    assert held() == {"SCORES_DB: scores": (1, 2), "exports": (1, 2)}
+    commits = len(list(lake.receipts(TABLE)))
+    shop.deliver()
+    assert len(list(lake.receipts(TABLE))) == commits  # nothing was delivered, nothing is written
+    # The first sink is done before the second one fails.
+    shop.commit({"a": 0.1}, "f2")
+    (tmp_path / "exports" / "_manifests" / f"{DAYS[0]}.json").write_text('{"pipeline": "other"}')
+    with pytest.raises(DeliveryError, match="filled by pipeline other"):
+        shop.deliver()
+    assert held() == {"SCORES_DB: scores": (2, 1), "exports": (1, 2)}
+    # A sink that is no longer asked for keeps what it was given.
+    shop.spec = parse_spec({**ATTRIBUTES, "sinks": [SINK]}, "mini")
+    shop.commit({}, "f3")
+    shop.deliver()
+    assert held() == {"SCORES_DB: scores": (3, 0), "exports": (1, 2)}
 
 
 def test_a_rescored_partition_delivers_the_difference(shop: Shop, url: str) -> None:

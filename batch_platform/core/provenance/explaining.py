@@ -5,7 +5,7 @@ columns, texts among the features, which may hold them under another name. It sc
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any, Literal
@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from batch_platform.core.data.contract import MASK
 from batch_platform.core.data.lake import Lake
+from batch_platform.core.deliveries import standing
 from batch_platform.core.layout import Layout
 from batch_platform.core.provenance.trail import Receipt, Row, Trail, partition_of
 from batch_platform.core.spec import PipelineSpec
@@ -51,12 +52,17 @@ class Explanation:
         decision: the rule by which the snapshot decided, and its version; None without one.
         run_url: the run's page in Dagster, where an address is configured.
         shard: number of the shard that it was scored in, from 0, among those of `scored_by`.
+        shard_row: its number in the shard, from 0, among the rows that got an output, equal inputs counted once.
+        batch: number of the forward pass in the shard, from 0; None where the receipt does not decide it: batches of texts
+            are cut by tokens, and those that failed were halved.
         attempt: of `scored_by`.
         commit: the Delta commit that the row stands in: version, attempt, run, time, hash of the commit before.
         scored_by: receipt of the commit that it was scored for (alias, approver, hardware, code's commit and more);
             another one than `commit` where the row was reused.
         quarantine: its entries in quarantine, those of replaced commits too, the newest of each stage first.
         history: its predictions in commits that were replaced, the newest first.
+        deliveries: what the sinks hold of the partition: sink, attempt of the predictions that it was given, time, run,
+            and what it holds: this prediction, an earlier one, or not this row.
         notes: what could not be read any more.
     """
 
@@ -82,11 +88,14 @@ class Explanation:
     run_url: str | None = None
     scored_at: str | None = None
     shard: int | None = None
+    shard_row: int | None = None
+    batch: int | None = None
     attempt: int | None = None
     commit: Mapping[str, Any] | None = None
     scored_by: Mapping[str, Any] | None = None
     quarantine: tuple[Row, ...] = ()
     history: tuple[Row, ...] = ()
+    deliveries: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -135,6 +144,7 @@ def explain(
         lookups=tuple(trail.features.get("lookups", ())) if trail.features else (),
         quarantine=tuple(_plain(entry) for entry in quarantine),
         history=tuple(_replaced(trail, row_key)),
+        deliveries=tuple(_deliveries(trail, prediction, row_key, lake)),
         **(_scoring(trail, prediction, settings.dagster_url) if prediction else {}),
         notes=tuple(trail.notes),
     )
@@ -143,6 +153,7 @@ def explain(
 def _scoring(trail: Trail, prediction: Row, dagster: str | None) -> dict[str, Any]:
     assert trail.predictions is not None
     scored_by, shard = trail.scoring(prediction)
+    shard_row = None if shard is None else trail.row_in_shard(scored_by, prediction)
     return {
         **_plain({name: prediction[name] for name in ORIGIN}),
         "outputs": _outputs(prediction),
@@ -152,10 +163,37 @@ def _scoring(trail: Trail, prediction: Row, dagster: str | None) -> dict[str, An
         "decision": trail.predictions.get("decision"),
         "run_url": dagster and f"{dagster}/runs/{prediction['run_id']}",
         "shard": shard,
+        "shard_row": shard_row,
+        "batch": None if shard_row is None else _batch(scored_by, shard_row),
         "attempt": scored_by["attempt"],
         "commit": _told(trail.predictions),
         "scored_by": _whole(scored_by),
     }
+
+
+def _batch(scored_by: Receipt, shard_row: int) -> int | None:
+    """Number of the row's forward pass in its shard, where the receipt decides it."""
+    stats, plan = scored_by["stats"], scored_by["parameters"]
+    if any(stats.get(name, 1) for name in ("failed_rows", "back_offs", "bisections", "timeouts")):
+        return None
+    if stats.get("batches") == len(scored_by["shards"]):  # one for each shard
+        return 0
+    if plan.get("batch_tokens") is None and plan.get("batch_rows"):  # tabular rows keep their order
+        return shard_row // plan["batch_rows"]
+    return None
+
+
+def _deliveries(trail: Trail, prediction: Row | None, row_key: str, lake: Lake) -> Iterator[Row]:
+    """What the sinks hold of the row."""
+    for given in standing(lake, trail.partition_key):
+        attempt = given["predictions_attempt"]
+        if trail.predictions is not None and attempt == trail.predictions["attempt"]:
+            holds = "this prediction" if prediction else "not this row"
+        else:
+            made = next((old for old in trail.replaced_predictions() if old["attempt"] == attempt), None)
+            holds = "not this row" if trail.row(made, row_key) is None else "an earlier prediction"
+        names = ("sink", "predictions_attempt", "run_id", "delivered_at")
+        yield {**_plain({name: given[name] for name in names}), "holds": holds}
 
 
 def _digest(raw: Receipt | None, source_file: str | None) -> str | None:

@@ -117,6 +117,15 @@ def affected_keys(lake: Lake, question: Question, partition_key: str) -> pa.Arra
     return pa.chunked_array(parts, pa.string()).combine_chunks()
 
 
+def count_in(lake: Lake, question: Question, receipt: Receipt) -> int:
+    """Rows of one commit of predictions that were made by something, also where it was replaced.
+
+    Raises:
+        FileNotFoundError: its files were removed since.
+    """
+    return _Partition(lake, question, [receipt]).count().rows
+
+
 def pipelines_under(settings: Settings) -> list[str]:
     """Names of the pipelines that have predictions."""
     return [place.name for place in files.entries(settings.root / "lake") if (place / _TABLE).is_dir()]

@@ -8,8 +8,10 @@ from datetime import UTC
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from batch_platform.core.data.lake import Lake, Slot
+from batch_platform.core.data.staging import read_files
 from batch_platform.core.features.chunks import parent_key
 from batch_platform.core.provenance import finding
 from batch_platform.core.spec import PipelineSpec
@@ -28,6 +30,7 @@ class Trail:
         made: receipt of the predictions to begin with; by default of those that stand.
 
     Attributes:
+        partition_key: the partition.
         predictions: the receipt of the commit begun with; None where the partition was never scored.
         features: of the features that the predictions were made of; without predictions, of those that stand.
         raw: of the raw rows that the features were made of, in the same way.
@@ -35,7 +38,7 @@ class Trail:
     """
 
     def __init__(self, lake: Lake, partition_key: str, made: Receipt | None = None) -> None:
-        self._lake, self._partition_key = lake, partition_key
+        self._lake, self.partition_key = lake, partition_key
         self._receipts: dict[str, list[dict[str, Any]]] = {}
         self.predictions = made or self._newest("predictions")
         self.features = self._made_of(self.predictions, "features")
@@ -45,7 +48,7 @@ class Trail:
     @property
     def about(self) -> str:
         """How messages name it."""
-        return f"pipeline {self._lake.layout.pipeline}, partition {self._partition_key}"
+        return f"pipeline {self._lake.layout.pipeline}, partition {self.partition_key}"
 
     def replaced_predictions(self) -> list[Receipt]:
         """The commits of predictions that were replaced, newest first."""
@@ -91,7 +94,7 @@ class Trail:
         """The row's entries in quarantine, by stage, of all commits whose files are there, the newest first."""
         found = []
         for stage in STAGES:
-            receipts = self._lake.receipts_of(Slot("quarantine", self._partition_key, stage))
+            receipts = self._lake.receipts_of(Slot("quarantine", self.partition_key, stage))
             for receipt in receipts:
                 row = self.row(receipt, row_key)
                 if row is not None:
@@ -120,13 +123,40 @@ class Trail:
             f"batch-platform verify {self._lake.layout.pipeline} --rebuild writes lost receipts again"
         )
 
+    def row_in_shard(self, scored_by: Receipt, prediction: Row) -> int | None:
+        """The number of a row among those of its shard that have an output, from 0, equal inputs counted once.
+
+        Args:
+            scored_by: from `scoring`.
+
+        Returns:
+            None where its files were removed since.
+        """
+        slot = Slot.of(scored_by)
+        places = [self._lake.location(slot, file["path"]) for file in scored_by["files"]]
+        inputs: dict[str, None] = {}
+        try:
+            for batch in read_files(places, ["run_id", "scored_at", "input_hash"]):
+                same_run = pc.equal(batch["run_id"], prediction["run_id"])
+                moment = pa.scalar(prediction["scored_at"], batch["scored_at"].type)
+                mine = batch["input_hash"].filter(pc.and_(same_run, pc.equal(batch["scored_at"], moment)))
+                inputs |= dict.fromkeys(mine.to_pylist())
+                if prediction["input_hash"] in inputs:
+                    return list(inputs).index(prediction["input_hash"])
+        except FileNotFoundError:
+            self.notes.append(
+                f"predictions, attempt {scored_by['attempt']}: its files were removed since: the row's number in its shard "
+                "is not known any more"
+            )
+        return None
+
     def _newest(self, table: str) -> Receipt | None:
         return next(iter(self._commits(table)), None)
 
     def _commits(self, table: str) -> list[dict[str, Any]]:
         """Receipts, newest first; read when first asked for."""
         if table not in self._receipts:
-            self._receipts[table] = self._lake.receipts_of(Slot(table, self._partition_key))
+            self._receipts[table] = self._lake.receipts_of(Slot(table, self.partition_key))
         return self._receipts[table]
 
     def _made_of(self, made: Receipt | None, upstream: str) -> Receipt | None:

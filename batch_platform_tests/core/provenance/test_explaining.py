@@ -12,10 +12,13 @@ import pytest
 
 from batch_platform.core import landing
 from batch_platform.core.data.contract import MASK
+from batch_platform.core.data.lake import Lake
+from batch_platform.core.delivering import deliver_partition
 from batch_platform.core.models.registry import Registry
-from batch_platform.core.provenance import finding
+from batch_platform.core.provenance import explaining, finding
 from batch_platform.core.provenance.explaining import Explanation, explain
 from batch_platform.core.provenance.replaying import Replayer
+from batch_platform.core.provenance.trail import Trail
 from batch_platform.errors import ModelError, RowNotFoundError, StorageError
 from batch_platform_tests.core.provenance.made import make, slice_of
 from batch_platform_tests.mini import DAYS, Mini, good_row
@@ -46,12 +49,47 @@ def test_every_field_of_a_prediction(mini: Mini) -> None:
     for name in ("input_hash", "recipe_version", "model_version", "model_digest", "run_id"):
         assert getattr(told, name) == row[name], name
     assert told.scored_at == row["scored_at"].isoformat()
-    assert (told.model, told.shard, told.attempt) == ("churn", 1, 1)  # shards of 8 rows
+    # Shards of 8 rows, each one batch.
+    assert (told.model, told.shard, told.shard_row, told.batch, told.attempt) == ("churn", 1, 5, 0, 1)
     assert told.parameters is not None and told.parameters["shard_rows"] == 8
     assert told.code_version
     assert told.run_url == "https://dagster.example/runs/run-1"
     assert told.commit is not None and told.commit["version"] >= 1
     assert (told.quarantine, told.history, told.notes) == ((), (), ())
+
+
+def test_batches_of_a_shard(mini: Mini) -> None:
+    mini.change(inference={"batch_rows": 3})
+    mini.write(DAY)
+    make(mini, DAY)
+    for number in range(20):
+        told = ask(mini, f"{DAY}-{number}")
+        assert (told.shard, told.shard_row, told.batch) == (number // 8, number % 8, number % 8 // 3)
+    # Of a row that is copied later, the batch that it was scored in; not where batches had to be halved.
+    receipt = Trail(Lake(mini.layout), DAY).predictions
+    assert receipt is not None
+    assert explaining._batch({**receipt, "stats": {**receipt["stats"], "bisections": 1}}, 5) is None
+    text = {**receipt["parameters"], "batch_tokens": 512}
+    assert explaining._batch({**receipt, "parameters": text}, 5) is None
+
+
+def test_what_the_sinks_hold(mini: Mini) -> None:
+    mini.change(sinks=[{"type": "parquet", "uri": "exports"}])
+    mini.write(DAY)
+    make(mini, DAY)
+    key = f"{DAY}-3"
+    assert ask(mini, key).deliveries == ()
+    deliver_partition(slice_of(mini, DAY, "run-2"))
+    (sink,) = ask(mini, key).deliveries
+    assert sink["sink"].endswith("exports")
+    assert (sink["predictions_attempt"], sink["run_id"], sink["holds"]) == (1, "run-2", "this prediction")
+    mini.register(seed=1)
+    mini.write(DAY, 21)
+    make(mini, DAY, "run-3")
+    assert [ask(mini, key).deliveries[0]["holds"], ask(mini, f"{DAY}-20").deliveries[0]["holds"]] == [
+        "an earlier prediction",
+        "not this row",
+    ]
 
 
 def test_the_newest_partition_with_the_key_unless_another_is_named(mini: Mini) -> None:

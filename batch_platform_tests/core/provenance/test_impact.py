@@ -1,7 +1,8 @@
 """`affected`, row by row against polars over the Delta tables: random pipelines' histories, random questions."""
 
 import random
-from collections.abc import Callable
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,26 @@ import pytest
 from deltalake import DeltaTable
 
 from batch_platform.core.data.lake import Lake
+from batch_platform.core.delivering import deliver_partition
+from batch_platform.core.provenance.carrying import carried
 from batch_platform.core.provenance.impact import Impact, Question, affected, affected_keys
-from batch_platform_tests.core.provenance.made import make
+from batch_platform_tests.core.deliveries import SINK
+from batch_platform_tests.core.provenance.made import make, slice_of
 from batch_platform_tests.mini import ATTRIBUTES, COLUMNS, DAYS, Mini, good_row
 
 SCENARIOS = 24
+SINKS = [SINK, {"type": "parquet", "uri": "exports"}]
+DATABASE, FOLDER = "SCORES_DB: scores", "exports"
 
 
 class History:
-    """Five days of two or three files each, scored and scored again at random."""
+    """Five days of two or three files each, scored, scored again and delivered to two sinks at random."""
 
     def __init__(self, folder: Path, instance: dg.DagsterInstance) -> None:
         self.mini = Mini(folder, instance)
-        self.mini.change(source={"uri": "data/{partition}/*.csv"}, inference={"max_error_share": 0.5})
+        self.change(source={"uri": "data/{partition}/*.csv"})
+        # By day, what was delivered last: the file that each row came out of.
+        self.delivered: dict[str, dict[str, str]] = {}
         self.chance = random.Random(20260101)
         self.digests = {version.version: version.digest for version in map(self.mini.register, range(3))}
         for day in DAYS:
@@ -36,8 +44,18 @@ class History:
             if self.chance.random() < 0.3:
                 self.other_contract()
             make(self.mini, day, f"run-{run}")
+            if self.chance.random() < 0.6:
+                self.deliver(day)
         self.predictions = self.mini.table("predictions")
         self.raw = self.mini.table("raw")
+
+    def change(self, **sections: Any) -> None:
+        self.mini.change(**sections, inference={"max_error_share": 0.5}, sinks=SINKS)
+
+    def deliver(self, day: str) -> None:
+        deliver_partition(slice_of(self.mini, day))
+        raw = self.mini.table("raw").filter(pl.col("partition_key") == day)
+        self.delivered[day] = dict(raw.select("row_key", "source_file").iter_rows())
 
     def write(self, day: str) -> None:
         """New files of the day: some rows as before, some changed, some that go to quarantine."""
@@ -59,7 +77,7 @@ class History:
         if self.chance.random() < 0.5:
             columns["note"] = {"type": "string"}
         source = {"uri": "data/{partition}/*.csv", "columns": columns}
-        self.mini.change(source=source, inference={"max_error_share": 0.5})
+        self.change(source=source)
 
     def question(self, by: str | None) -> Question:
         first, last = sorted(self.chance.choices([None, *DAYS], k=2), key=str)
@@ -85,15 +103,43 @@ class History:
     def answer(self, asked: Question) -> set[tuple[str, str]]:
         """The rows that polars finds: partition and key."""
         frame = self.everything if asked.history else self.predictions
+        if asked.by == "source_file":
+            rows = self.raw.filter(pl.col("source_file") == asked.value).select("partition_key", "row_key")
+            frame = frame.join(rows, on=["partition_key", "row_key"], how="semi")
+        return self.matching(frame, asked)
+
+    def answer_in_sink(self, asked: Question, sink: str) -> set[tuple[str, str]]:
+        """The rows that polars finds in what the sink itself holds."""
+        frame = self.held[sink]
+        if asked.by == "source_file":
+            theirs = [
+                self.delivered[day][key] == asked.value
+                for day, key in frame.select("partition_key", "row_key").iter_rows()
+            ]
+            frame = frame.filter(theirs)
+        return self.matching(frame, asked)
+
+    @property
+    def held(self) -> dict[str, pl.DataFrame]:
+        """What the sinks hold, as others read it."""
+        columns = ["partition_key", "row_key", "model_digest", "recipe_version", "run_id"]
+        with sqlite3.connect(self.mini.folder / "scores.sqlite") as connection:
+            rows = connection.execute(f"SELECT {', '.join(columns)} FROM scores").fetchall()
+        files = sorted((self.mini.folder / "exports").glob("*.parquet"))
+        return {
+            DATABASE: pl.DataFrame(rows, columns, orient="row"),
+            FOLDER: pl.concat(
+                [pl.read_parquet(path, columns=columns, hive_partitioning=False) for path in files]
+            ),
+        }
+
+    def matching(self, frame: pl.DataFrame, asked: Question) -> set[tuple[str, str]]:
         if asked.by == "model" and asked.version is not None:
             frame = frame.filter(pl.col("model_digest") == self.digests[asked.version])
         elif asked.by == "recipe":
             frame = frame.filter(pl.col("recipe_version") == asked.value)
         elif asked.by == "run":
             frame = frame.filter(pl.col("run_id") == asked.value)
-        elif asked.by == "source_file":
-            rows = self.raw.filter(pl.col("source_file") == asked.value).select("partition_key", "row_key")
-            frame = frame.join(rows, on=["partition_key", "row_key"], how="semi")
         if asked.first is not None:
             frame = frame.filter(pl.col("partition_key") >= asked.first)
         if asked.last is not None:
@@ -102,9 +148,10 @@ class History:
 
 
 @pytest.fixture(scope="module")
-def history(tmp_path_factory: pytest.TempPathFactory) -> History:
-    with dg.instance_for_test() as instance:
-        return History(tmp_path_factory.mktemp("mini"), instance)
+def history(tmp_path_factory: pytest.TempPathFactory) -> Iterator[History]:
+    with dg.instance_for_test() as instance, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCORES_DB", "sqlite:///scores.sqlite")
+        yield History(tmp_path_factory.mktemp("mini"), instance)
 
 
 def counts(impact: Impact) -> dict[str, int]:
@@ -114,6 +161,7 @@ def counts(impact: Impact) -> dict[str, int]:
 def test_equal_to_polars_row_by_row(history: History) -> None:
     lake = Lake(history.mini.layout)
     sizes = set()
+    old = 0
     for number in range(SCENARIOS):
         asked = history.question(["model", "recipe", "run", "source_file", None][number % 5])
         wanted = history.answer(asked)
@@ -130,7 +178,18 @@ def test_equal_to_polars_row_by_row(history: History) -> None:
             }
             assert keys == wanted, asked
         sizes.add(len(wanted))
+        sinks = carried(history.mini.settings, asked)
+        told = {(one.sink.rpartition("/")[2], one.partition_key): one.rows for one in sinks.sinks}
+        in_sinks = {
+            (sink, day) for sink in (DATABASE, FOLDER) for day, _ in history.answer_in_sink(asked, sink)
+        }
+        assert told == {
+            (sink, day): sum(key == day for key, _ in history.answer_in_sink(asked, sink))
+            for sink, day in in_sinks
+        }, asked
+        old += sum(not one.stands for one in sinks.sinks)
     assert len(sizes) > 8  # the questions were not all about nothing, or about everything
+    assert old  # nor the sinks all of one mind with the lake
 
 
 def test_by_code_and_what_nobody_made(history: History) -> None:
