@@ -147,6 +147,25 @@ def test_an_event_for_every_materialization(mini: Mini, receiver: Receiver) -> N
     assert f"{DAY}-3" not in json.dumps(receiver.events)  # no row's key or value
 
 
+def test_what_was_delivered_is_named_where_it_went(
+    mini: Mini, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCORES_DB", f"duckdb:///{mini.folder / 'secret-place.duckdb'}")
+    sql = {"type": "sql", "connection_env": "SCORES_DB", "table": "churn_scores"}
+    mini.change(sinks=[sql, {"type": "parquet", "uri": "exports/churn"}])
+    mini.write(DAY)
+    mini.run(DAY)
+    (event,) = [event for event in receiver.events if event["job"]["name"] == "mini.delivered"]
+    assert receiver.refused == []
+    assert [place["name"] for place in event["inputs"]] == [str(mini.layout.table("predictions"))]
+    assert [(place["namespace"], place["name"]) for place in event["outputs"]] == [
+        ("sql", "SCORES_DB.churn_scores"),
+        ("file", str(mini.folder / "exports" / "churn")),
+    ]
+    assert event["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 20
+    assert "secret-place" not in json.dumps(receiver.events)
+
+
 def test_a_receiver_that_is_away_stops_nothing(
     mini: Mini, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from batch_platform.core.data.files import Location
 from batch_platform.core.data.finding import place_of
 from batch_platform.core.data.lake import Slot
 from batch_platform.core.slice import Slice, StageResult
+from batch_platform.core.spec import SinkSpec
 from batch_platform.errors import SettingsError
 
 _SETTINGS = ("OPENLINEAGE_URL", "OPENLINEAGE_CONFIG")
@@ -85,7 +86,7 @@ class LineageEvents:
             job=Job(namespace=self._namespace, name=f"{slice_.spec.name}.{stage}"),
             producer=_PRODUCER,
             inputs=_inputs(slice_, stage, upstream, models),
-            outputs=[_output(slice_, result)],
+            outputs=_outputs(slice_, stage, result),
         )
         try:
             self._client.emit(event)
@@ -136,6 +137,28 @@ def _inputs(slice_: Slice, stage: str, upstream: Iterable[str], models: Mapping[
             facets = {**_version(str(head.receipt["version"])), **_schema(slice_.lake.schema(name))}
             found.append(InputDataset(**_named(slice_.layout.table(name)), facets=facets))
     return found
+
+
+def _outputs(slice_: Slice, stage: str, result: StageResult) -> list[Any]:
+    """The table that was committed to, or the databases and folders that were delivered to."""
+    return (
+        [_delivered(slice_, sink, result) for sink in slice_.spec.sinks]
+        if stage == "delivered"
+        else [_output(slice_, result)]
+    )
+
+
+def _delivered(slice_: Slice, sink: SinkSpec, result: StageResult) -> Any:
+    from openlineage.client.event_v2 import OutputDataset
+    from openlineage.client.facet_v2 import output_statistics_output_dataset as statistics
+
+    if sink.uri is not None:
+        named = _named(place_of(sink.uri, slice_.base))
+    else:
+        named = {"namespace": "sql", "name": f"{sink.connection_env}.{sink.table}"}
+    counted = statistics.OutputStatisticsOutputDatasetFacet(rowCount=result.rows)
+    facets = _schema(slice_.lake.schema("predictions"))
+    return OutputDataset(**named, facets=facets, outputFacets={"outputStatistics": counted})
 
 
 def _output(slice_: Slice, result: StageResult) -> Any:
