@@ -127,7 +127,7 @@ def _new_reference(
     standing = store.current()
     if standing is not None and standing.keys == tuple(keys):
         return standing
-    made = store.freeze(keys, list(GROUPS), by, why)
+    made = store.freeze(keys, list(GROUPS), by, why, standing)
     if made.keys != tuple(keys):
         raise MonitoringError(
             f"pipeline {spec.name}: reference {made.version} was made by {made.by} at the same moment; look at it, "

@@ -67,7 +67,7 @@ def judge_partition(
         if len(history) < reference_partitions:
             return DriftJudgement(_waiting(profiles, len(history), reference_partitions), None)
         why = "the first partitions with rows"
-        reference = store.freeze(history, list(profiles), "batch_platform", why)
+        reference = store.freeze(history, list(profiles), "batch_platform", why, standing=None)
     if partition_key <= reference.keys[-1]:
         return DriftJudgement(_inside(profiles, reference), reference)
     after = [key for key in before if key > reference.keys[-1]]

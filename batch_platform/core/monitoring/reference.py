@@ -129,16 +129,20 @@ class ReferenceStore:
         """
         return [self._reference(path) for path in files.entries(self.folder / "references", "*.json")]
 
-    def freeze(self, keys: Sequence[str], tables: Sequence[str], by: str, why: str) -> Reference:
+    def freeze(
+        self, keys: Sequence[str], tables: Sequence[str], by: str, why: str, standing: Reference | None
+    ) -> Reference:
         """Make these partitions the new reference; their profiles are copied, so that it never changes.
 
+        Args:
+            standing: the reference that the new one was decided to follow; None: there was none.
+
         Returns:
-            The reference that stands: this one, or that of another process which was first.
+            The reference that follows `standing`: this one, or that of another process which was first.
 
         Raises:
             MonitoringError: a profile is missing.
         """
-        standing = self.current()
         version = 1 if standing is None else standing.version + 1
         digests = tuple((table, tuple(self._keep(table, key) for key in keys)) for table in tables)
         at = datetime.now(UTC).isoformat(timespec="seconds")
