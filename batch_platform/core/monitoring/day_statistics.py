@@ -4,14 +4,16 @@ Decides the statistics and on what scale they are told, relative to the referenc
 normal for them, and what an alert is, `drift` decides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from batch_platform.core.monitoring.clusters import MOST_CLUSTERS, Clusters
 from batch_platform.core.monitoring.histogram import Histogram, Integers
 from batch_platform.core.monitoring.profile import DIFFERING, ColumnProfile, Profile
+from batch_platform.core.monitoring.vector_sample import VectorSample
 
 TOP_VALUES = 20
 # A string column with more distinct values than this share of its rows is text or a key: its lengths are judged,
@@ -24,6 +26,9 @@ _SCHEMA_SHARE = 0.5
 _MOST_IN_A_BIN = 0.9
 # Of texts, besides their lengths: attribute of the profile -> end of the statistics' names.
 TEXT_MEASURES = {"token_lengths": " of token lengths", "symbols": " of symbols"}
+# Of so many reference days every third lays down what vectors are compared with; the others tell what is usual.
+_FEWEST_TO_SPLIT = 12
+_EVERY = 3
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,15 @@ class Yardstick:
 
     Args:
         days: profile of each reference day, oldest first, each with rows.
+
+    Attributes:
+        known: columns that most reference days have.
+        spent: places of the reference days to which the centre and the clusters of vectors were fitted. What these days
+            lie from them is less than what others do, so they cannot tell what is usual (`is_spent_on`).
     """
 
     def __init__(self, days: list[Profile]) -> None:
+        self.spent = range(1, len(days), _EVERY) if len(days) >= _FEWEST_TO_SPLIT else range(0)
         names = list(dict.fromkeys(name for day in days for name in day.columns))
         self._columns: dict[str, _Column] = {}
         self.known: list[str] = []
@@ -50,7 +61,9 @@ class Yardstick:
             typed = [column.kind for column in present if column.kind != "empty"]
             kind = max(typed, key=typed.count, default="empty")
             fitting = [column for column in present if column.kind in (kind, "empty")]
-            self._columns[name] = _Column(ColumnProfile.merged(fitting))
+            apart = [days[place].columns[name] for place in self.spent if name in days[place].columns]
+            vectors = [column for column in apart if column.kind == kind == "vector"]
+            self._columns[name] = _Column(ColumnProfile.merged(fitting), vectors)
             if len(present) >= _SCHEMA_SHARE * len(days):
                 self.known.append(name)
 
@@ -64,6 +77,13 @@ class Yardstick:
                 for statistic, value in reference.statistics(column):
                     yield (name, statistic), value
 
+    def is_spent_on(self, column: str, statistic: str) -> bool:
+        """Whether a statistic was fitted to the days `spent`."""
+        return self._columns[column].pooled.kind == "vector" and statistic in (
+            "mean vector",
+            *_CLUSTER_SHARES,
+        )
+
     def schema_changes(self, day: Profile) -> Iterator[str]:
         """Columns that came, went or hold another kind of values than on most reference days."""
         yield from day.columns.keys() - self._columns.keys()
@@ -73,10 +93,18 @@ class Yardstick:
 
 
 class _Column:
-    """One column of the reference."""
+    """One column of the reference.
 
-    def __init__(self, pooled: ColumnProfile) -> None:
+    Args:
+        pooled: all reference days together.
+        apart: the days to which the centre and the clusters of vectors are fitted.
+    """
+
+    def __init__(self, pooled: ColumnProfile, apart: Sequence[ColumnProfile]) -> None:
         self.pooled = pooled
+        centre = ColumnProfile.merged(apart) if apart else pooled
+        self._centre = centre if centre.sums else pooled
+        self._clusters = Clusters.of([day.sample for day in apart]) if apart else None
         self._places, self._counts = pooled.numbers.arrays(pooled.numbers.level)
         usable = pooled.rows - pooled.missing
         distinct = len(pooled.values.places)
@@ -99,8 +127,9 @@ class _Column:
         elif column.kind == "vector":
             if self.fits(column):
                 yield from self._ranks(column.numbers, " of norms")
-            if column.sums and len(column.sums) == len(self.pooled.sums):
-                yield "mean vector", _distance(self.pooled, column)
+            if column.sums and len(column.sums) == len(self._centre.sums):
+                yield "mean vector", _distance(self._centre, column)
+                yield from self._cluster_shares(column.sample, usable)
         else:
             if self._is_text and column.kind == "string":
                 yield from self._ranks(column.numbers, " of lengths")
@@ -145,6 +174,17 @@ class _Column:
         in_top = sum(counts.get(place, 0) for place in {place >> coarser for place in self._top})
         yield "share of other values", _share(usable - in_top, usable)
 
+    def _cluster_shares(self, sample: VectorSample, usable: int) -> Iterator[tuple[str, DayValue]]:
+        """Share of the rows in each cluster, and far from all, by the sample."""
+        if self._clusters is None or not sample.rows:
+            return
+        in_each, far = self._clusters.counts(sample)
+        counts = np.array(sample.counts, float)
+        # A sample of distinct vectors tells less the more rows share one.
+        rows = usable if sample.rows == usable else counts.sum() ** 2 / (counts**2).sum()
+        for name, count in zip(_CLUSTER_SHARES, [far, *in_each.tolist()], strict=False):
+            yield name, _share(count * rows / sample.rows, rows)
+
     def _ranks(
         self, day: Histogram, suffix: str, pooled: Histogram | None = None
     ) -> Iterator[tuple[str, DayValue]]:
@@ -170,6 +210,12 @@ def _is_varied(histogram: Histogram) -> bool:
     return bool(histogram.counts) and max(histogram.counts) <= _MOST_IN_A_BIN * histogram.rows
 
 
+_CLUSTER_SHARES = (
+    "share far from every cluster",
+    *(f"share of cluster {number}" for number in range(1, MOST_CLUSTERS + 1)),
+)
+
+
 def only_grows(days: list[ColumnProfile]) -> bool:
     """Whether each day's numbers begin where the day before ended: a counter or a time, which always moves on."""
     level = max((day.numbers.level for day in days), default=0)
@@ -186,7 +232,7 @@ def _midranks(places: Integers, counts: Integers, own: Integers) -> np.ndarray:
     return (below[left] + below[right]) / 2 / below[-1]
 
 
-def _share(count: int, rows: int) -> DayValue:
+def _share(count: float, rows: float) -> DayValue:
     """A share on the arcsine scale, where its sampling variance is 1/(4 rows + 2) whatever the share.
 
     With Anscombe's correction (Biometrika 35, 1948): without it a few expected rows scatter half as much again.

@@ -21,12 +21,14 @@ import pyarrow.compute as pc
 from batch_platform.core.monitoring.heavy import HeavyValue, heaviest
 from batch_platform.core.monitoring.histogram import Histogram, places_of
 from batch_platform.core.monitoring.texts import CHARACTER_BINS, text_measures
+from batch_platform.core.monitoring.vector_sample import VectorSample
 from batch_platform.errors import MonitoringError
 
 Kind = Literal["number", "string", "boolean", "time", "vector", "empty"]
 
 FORMAT = 3
-# Format 2 knew neither ends, infinities, heavy values nor what texts are made of: these are empty in what is read.
+# Format 2 knew neither ends, infinities, heavy values, what texts are made of nor samples of vectors: these are empty
+# in what is read.
 _READ = (2, FORMAT)
 _HEADER = re.compile(rb"batch_platform profile ([0-9]{1,9}) rows ([0-9]{1,18})\n")
 HEADER_BYTES = 64  # a header is never longer
@@ -44,6 +46,7 @@ _UNIT = 2**20
 # Norms are counted by 10 bits of their mantissa: of unit vectors only the rounding would be left otherwise.
 _NORM_BITS = 42
 DIFFERING = -1
+_VECTORS_AT_ONCE = 8192  # of 384 components: 25 MB in each array of float64
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class ColumnProfile:
         dimension: of vectors; 0 before the first, `DIFFERING` where it is not the same for all.
         sums: vectors: sum of each component, (dimension,), in units of 2**-20.
         squares: vectors: sum of the squared norms, in units of 2**-20.
+        sample: vectors: some of them.
     """
 
     kind: Kind
@@ -86,6 +90,7 @@ class ColumnProfile:
     high: float | None = None
     token_lengths: Histogram = field(default_factory=lambda: Histogram(CHARACTER_BINS))
     symbols: Histogram = field(default_factory=lambda: Histogram(CHARACTER_BINS))
+    sample: VectorSample = field(default_factory=VectorSample)
 
     @property
     def empty(self) -> int:
@@ -139,6 +144,7 @@ class ColumnProfile:
             max((part.high for part in parts if part.high is not None), default=None),
             Histogram.merged((part.token_lengths for part in parts), CHARACTER_BINS),
             Histogram.merged((part.symbols for part in parts), CHARACTER_BINS),
+            VectorSample.merged(part.sample for part in vectors),
         )
 
     def frequent(self) -> tuple[HeavyValue, ...]:
@@ -151,9 +157,10 @@ class ColumnProfile:
     def to_values(self) -> dict[str, Any]:
         """Plain values for JSON: of what most columns have not, only what this one has."""
         histograms = {name: getattr(self, name) for name in _HISTOGRAMS}
-        plain = {name: value for name, value in vars(self).items() if name not in _HISTOGRAMS}
+        plain = {name: value for name, value in vars(self).items() if name not in (*_HISTOGRAMS, "sample")}
         told = {name: value for name, value in plain.items() if name in _ALWAYS or value not in (None, 0, ())}
         told |= {name: value for name, value in plain.items() if name in _ENDS and value is not None}
+        told |= {"sample": self.sample.to_values()} if self.sample.hashes else {}
         return told | {name: each.to_values() for name, each in histograms.items() if each.places}
 
     @classmethod
@@ -162,7 +169,8 @@ class ColumnProfile:
         read = {name: Histogram.from_values(values[name]) for name in _HISTOGRAMS if name in values}
         tuples = {name: tuple(values.get(name, ())) for name in ("names", "sums")}
         heavy = tuple(HeavyValue(*each) for each in values.get("heavy", ()))
-        return cls(**{**values, **read, **tuples, "heavy": heavy})
+        sample = VectorSample.from_values(values["sample"]) if "sample" in values else VectorSample()
+        return cls(**{**values, **read, **tuples, "heavy": heavy, "sample": sample})
 
 
 _HISTOGRAMS = ("numbers", "values", "token_lengths", "symbols")
@@ -306,7 +314,11 @@ def _profile(column: pa.Array, kind: Kind) -> ColumnProfile:
     if kind in ("string", "boolean"):
         return _texts(kind, values.cast(pa.string()), rows, nulls)
     if kind == "vector":
-        return _vectors(values, rows, nulls)
+        parts = [
+            _vectors(values.slice(first, _VECTORS_AT_ONCE))
+            for first in range(0, len(values), _VECTORS_AT_ONCE)
+        ]
+        return ColumnProfile.merged([ColumnProfile(kind, nulls, nulls), *parts])
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         moments = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False)
         low, high = _ends(moments.cast(pa.int64()).to_numpy(zero_copy_only=False).astype(np.float64))
@@ -361,7 +373,8 @@ def _names(values: Histogram, named: Iterable[tuple[int, str]]) -> tuple[str, ..
     return tuple(names[place] for place in values.places)
 
 
-def _vectors(column: pa.Array, rows: int, nulls: int) -> ColumnProfile:
+def _vectors(column: pa.Array) -> ColumnProfile:
+    rows = len(column)
     lengths = pc.list_value_length(column).to_numpy(zero_copy_only=False)
     dimension = _common({int(length) for length in np.unique(lengths)})
     flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
@@ -374,11 +387,18 @@ def _vectors(column: pa.Array, rows: int, nulls: int) -> ColumnProfile:
     norms = Histogram.of(places_of(np.sqrt(squares)) >> _NORM_BITS << _NORM_BITS, NUMBER_BINS)
     bad = int((~good).sum())
     if dimension <= 0 or not good.any():
-        return ColumnProfile("vector", rows, nulls, bad, norms, dimension=dimension)
-    sums = units.astype(np.int64).reshape(-1, dimension).sum(axis=0)
-    total = sum(map(int, np.round(squares * _UNIT).tolist()))
+        return ColumnProfile("vector", rows, 0, bad, norms, dimension=dimension)
+    units = units.reshape(-1, dimension)
     return ColumnProfile(
-        "vector", rows, nulls, bad, norms, dimension=dimension, sums=tuple(sums.tolist()), squares=total
+        "vector",
+        rows,
+        0,
+        bad,
+        norms,
+        dimension=dimension,
+        sums=tuple(units.sum(axis=0).astype(np.int64).tolist()),
+        squares=sum(map(int, np.round(squares * _UNIT).tolist())),
+        sample=VectorSample.of(units, _UNIT * np.sqrt(squares)),
     )
 
 

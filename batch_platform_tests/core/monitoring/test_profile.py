@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from batch_platform.core.monitoring import profile as module
 from batch_platform.core.monitoring.heavy import HEAVY_VALUES, HeavyValue, heaviest
 from batch_platform.core.monitoring.profile import DIFFERING, VALUE_BINS, Profile, profile_table, rows_in
+from batch_platform.core.monitoring.vector_sample import SAMPLE_ROWS
 from batch_platform.errors import MonitoringError
 
 SCHEMA = pa.schema(
@@ -223,7 +224,7 @@ def test_profiles_of_columns_of_another_kind_do_not_merge() -> None:
 
 
 GOOD = profile_table(pa.table({"x": [1.0, 2.0]})).to_bytes()
-HEADER = b"batch_platform profile 2 rows 0\n"
+HEADER = b"batch_platform profile 3 rows 0\n"
 
 
 @pytest.mark.parametrize(
@@ -251,3 +252,24 @@ def test_bytes_with_any_one_flipped_are_refused() -> None:
         altered[place] ^= 0x41
         with pytest.raises(MonitoringError):
             Profile.from_bytes(bytes(altered))
+
+
+def vectors(matrix: np.ndarray) -> Profile:
+    return profile_table(
+        pa.table({"v": pa.FixedSizeListArray.from_arrays(matrix.astype("f4").ravel(), matrix.shape[1])})
+    )
+
+
+def test_the_sample_of_vectors_is_the_same_whatever_the_batches_were() -> None:
+    """More vectors than a sample holds, in three batches of any order, many of them twice and one very often."""
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(900, 40))
+    matrix = np.concatenate([matrix, matrix[:300], np.repeat(matrix[:1], 50, axis=0)])
+    whole = vectors(matrix)
+    parts = [vectors(part) for part in np.array_split(matrix[random.permutation(len(matrix))], 3)]
+    assert Profile.merged(parts).to_bytes() == whole.to_bytes()
+    assert Profile.from_bytes(whole.to_bytes()) == whole
+    sample = whole.columns["v"].sample
+    assert len(sample.hashes) == SAMPLE_ROWS
+    assert set(sample.counts) <= {1, 2, 52}
+    assert len(whole.to_bytes()) < 50_000
