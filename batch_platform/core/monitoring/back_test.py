@@ -1,12 +1,16 @@
-"""Walk-forward over a pipeline's own history: what each strictness would have done on days it had not seen.
+"""Walking through a pipeline's own history: what each strictness would have done on days it had not seen.
 
-Decides the folds, and which strictness meets a budget. Each fold is fitted to the days before it alone. What was
-alarmed on in a reference is counted as false: its owner has called these days normal.
+Decides the folds, and which strictness meets a budget. The later half is judged by the days before each fold alone
+(walk-forward), the earlier half by the days after it: so every day tells what quiet days do, and a rule that is
+kept for having raised no alarm on m days raises few on days like them, whatever they are like (at rate r a day, r times
+the chance e^-rm to be kept is at most 1 / em). What was alarmed on in a reference is counted as false: its owner has
+called these days normal.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from itertools import pairwise
 from math import erf
 from typing import Self
@@ -15,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from batch_platform.core.monitoring.decision import STRICTNESS, Rule
-from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, Evidence
+from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, Deviations, Evidence, largest_of
 from batch_platform.core.monitoring.normal import DayValues, Normal
 
 # With fewer days half of them tell too little to judge the others by.
 FEWEST_DAYS = 14
-_FOLDS = 4
+_FOLDS = 2
+# A change is found in time within so many partitions.
+IN_TIME = 7
 
 Floats = npt.NDArray[np.float64]
 _Change = Callable[[Floats], Floats]
@@ -48,33 +54,60 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Fold:
+    """Days that are judged by others.
+
+    Attributes:
+        normal: fitted to the days before the fold, or to those after it.
+        largest: deviations of the days that it was fitted to (`evidence.largest_of`).
+        places: of the judged days.
+        is_later: whether the days before it judge.
+    """
+
+    normal: Normal
+    largest: Floats
+    places: range
+    is_later: bool
+
+    def deviations(self, moments: Sequence[date], days: Sequence[DayValues], last: int) -> Deviations:
+        """Of the fold's first day to the one before `last`."""
+        start = max(0, self.places.start + 1 - LONGEST_WINDOW)
+        return Deviations.of(self.normal, moments[start:last], days[start:last], last - self.places.start)
+
+
+@dataclass(frozen=True)
 class WalkForward:
-    """A history whose later days are judged by the days before their fold."""
+    """A history whose days are judged by the other half of it, in the order of time."""
 
     moments: Sequence[date]
     days: Sequence[DayValues]
-    folds: tuple[tuple[Normal, range], ...]
+    folds: tuple[Fold, ...]
 
     @classmethod
     def of(cls, moments: Sequence[date], days: Sequence[DayValues], kinds: Sequence[str]) -> Self:
-        """Four folds over the second half; none for a history too short for that."""
+        """Two folds over each half; none for a history too short for that."""
         if len(days) < FEWEST_DAYS:
             return cls(moments, days, ())
-        bounds = np.linspace(len(days) // 2, len(days), _FOLDS + 1).round().astype(int).tolist()
-        folds = tuple(
-            (Normal.of(moments[:first], days[:first], kinds), range(first, end))
-            for first, end in pairwise(bounds)
-        )
-        return cls(moments, days, folds)
+        bounds = np.linspace(0, len(days), 2 * _FOLDS + 1).round().astype(int).tolist()
+        folds = []
+        for number, (first, end) in enumerate(pairwise(bounds)):
+            is_later = number >= _FOLDS
+            known = slice(0, first) if is_later else slice(end, None)
+            normal = Normal.of(moments[known], days[known], kinds)
+            largest = largest_of(normal, moments[known], days[known], kinds)
+            folds.append(Fold(normal, largest, range(first, end), is_later))
+        return cls(moments, days, tuple(folds))
+
+    @cached_property
+    def _deviations(self) -> list[Deviations]:
+        return [fold.deviations(self.moments, self.days, fold.places.stop) for fold in self.folds]
 
     def alarms(self, rule: Rule, strictness: float) -> list[bool]:
-        """Whether each later day alarms."""
-        found = []
-        for normal, places in self.folds:
-            for place in places:
-                window = slice(max(0, place + 1 - LONGEST_WINDOW), place + 1)
-                evidence = Evidence.of(normal, self.moments[window], self.days[window], strictness)
-                found.append(bool(rule.alarms(evidence).any()))
+        """Whether each day alarms."""
+        found: list[bool] = []
+        for fold, deviations in zip(self.folds, self._deviations, strict=True):
+            evidence = deviations.evidence(strictness, fold.largest)
+            found += [bool(day.any()) for day in rule.alarms(evidence)]
         return found
 
 
@@ -119,10 +152,17 @@ def detections(history: WalkForward, kinds: Sequence[str], rule: Rule) -> Iterat
     All columns are changed at once, and each is judged as if it alone were: by the p that one among so many needs.
     """
     names = np.array(kinds)
-    for strictness in STRICTNESS if history.folds else ():
-        for change, (kind, changed) in _CHANGES.items():
-            touched = names == kind
-            delays = [_delays(history, fold, changed, rule, strictness)[touched] for fold in history.folds]
+    folds = [fold for fold in history.folds if fold.is_later]
+    changed = {
+        change: [_after(history, fold, applied) for fold in folds]
+        for change, (_, applied) in _CHANGES.items()
+    }
+    for strictness in STRICTNESS if folds else ():
+        for change, (kind, _) in _CHANGES.items():
+            delays = [
+                _delays(rule, deviations.evidence(strictness, fold.largest))[names == kind]
+                for fold, deviations in zip(folds, changed[change], strict=True)
+            ]
             every = np.concatenate(delays)
             if len(every):
                 found = every[np.isfinite(every)]
@@ -130,21 +170,18 @@ def detections(history: WalkForward, kinds: Sequence[str], rule: Rule) -> Iterat
                 yield Detection(strictness, change, len(every), len(found) / len(every), delay)
 
 
-def _delays(
-    history: WalkForward, fold: tuple[Normal, range], changed: _Change, rule: Rule, strictness: float
-) -> Floats:
-    """Partitions from the beginning of a fold until a change of each statistic is found, (statistics,)."""
-    normal, places = fold
-    days = list(history.days)
-    last = min(places.start + LONGEST_WINDOW, len(days))
-    delays = np.full(len(rule.floors), np.inf)
-    for place in range(places.start, last):
-        days[place] = DayValues(changed(days[place].values), days[place].sampling)
-        window = slice(max(0, place + 1 - LONGEST_WINDOW), place + 1)
-        evidence = Evidence.of(normal, history.moments[window], days[window], strictness)
-        found = rule.single_alarms(evidence).any(axis=0)
-        delays = np.where(found & np.isinf(delays), place - places.start + 1, delays)
-    return delays
+def _after(history: WalkForward, fold: Fold, change: _Change) -> Deviations:
+    """The fold's first days, all changed."""
+    days, last = list(history.days), min(fold.places.start + IN_TIME, len(history.days))
+    for place in range(fold.places.start, last):
+        days[place] = DayValues(change(days[place].values), days[place].sampling)
+    return fold.deviations(history.moments, days, last)
+
+
+def _delays(rule: Rule, evidence: Evidence) -> Floats:
+    """Partitions from the first judged one until a change of each statistic is found, (statistics,)."""
+    found = rule.single_alarms(evidence).any(axis=1)
+    return np.where(found.any(axis=0), found.argmax(axis=0) + 1.0, np.inf)
 
 
 def _shifted(sigmas: float) -> _Change:

@@ -35,6 +35,11 @@ _MOST_A_DAY = 0.02
 # One odd day is an alert only where it is plain: bursts of a day are common in quiet streams.
 _ONE_DAY_EFFECT = 2.5
 _ONE_DAY_P = 10.0
+# In a window of several days the median day has to show so much of the least effect.
+_MEDIAN_EFFECT = 0.7
+# And only where the reference has nothing like it: so many times the largest deviation of its own.
+_BEYOND = 1.25
+_ONE_DAY_BEYOND = 1.5
 
 
 @dataclass(frozen=True)
@@ -58,16 +63,27 @@ class Rule:
         return cls(np.array([FLOORS[kind] for kind in kinds]), rate)
 
     def alarms(self, evidence: Evidence) -> Booleans:
-        """Where the evidence is enough, (windows, statistics)."""
+        """Where the evidence is enough, (days, windows, statistics)."""
         with np.errstate(invalid="ignore"):
-            found = _discoveries(np.minimum(1.0, evidence.p * _EXTRA_P), self.rate)
-            return found & (np.abs(evidence.effect) >= _EXTRA_EFFECT * self.floors)
+            found = [_discoveries(day, self.rate) for day in np.minimum(1.0, evidence.p * _EXTRA_P)]
+        return self._worth(evidence, np.array(found))
 
     def single_alarms(self, evidence: Evidence) -> Booleans:
-        """The same for each statistic as if all others were quiet, (windows, statistics)."""
+        """The same for each statistic as if all others were quiet, (days, windows, statistics)."""
         with np.errstate(invalid="ignore"):
-            sure = evidence.p * _EXTRA_P <= self.rate / max(1, np.isfinite(evidence.p).sum())
-            return sure & (np.abs(evidence.effect) >= _EXTRA_EFFECT * self.floors)
+            tests = np.isfinite(evidence.p).sum(axis=(1, 2), keepdims=True)
+            return self._worth(evidence, evidence.p * _EXTRA_P <= self.rate / np.maximum(1, tests))
+
+    def _worth(self, evidence: Evidence, sure: Booleans) -> Booleans:
+        """Those of the sure ones that are large, unlike the reference's own, and no matter of a few odd days.
+
+        The median day of a window has to show an effect too: what a burst leaves in the mean is not enough.
+        """
+        with np.errstate(invalid="ignore"):
+            large = sure & (np.abs(evidence.effect) >= _EXTRA_EFFECT * self.floors)
+            large &= evidence.unusual >= BEYOND
+            median = evidence.median_effect(large) * np.sign(evidence.effect)
+            return large & (median >= _MEDIAN_EFFECT * self.floors)
 
     def threshold(self, statistics: int) -> float:
         """The p below which one changed statistic among so many is found by the windows of several days."""
@@ -76,6 +92,7 @@ class Rule:
 
 _ONE_DAY = np.array([[width == 1] for width in WINDOWS])
 _EXTRA_P = np.where(_ONE_DAY, _ONE_DAY_P, 1.0)
+BEYOND = np.where(_ONE_DAY, _ONE_DAY_BEYOND, _BEYOND)  # (windows, 1)
 _EXTRA_EFFECT = np.where(_ONE_DAY, _ONE_DAY_EFFECT, 1.0)
 
 

@@ -9,8 +9,9 @@ from datetime import date
 
 import numpy as np
 
-from batch_platform.core.monitoring.decision import Rule
-from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, Evidence
+from batch_platform.core.monitoring.back_test import IN_TIME
+from batch_platform.core.monitoring.decision import BEYOND, Rule
+from batch_platform.core.monitoring.evidence import WINDOWS, Deviations, Floats
 from batch_platform.core.monitoring.normal import DayValues, Normal
 
 # Found nine times of ten.
@@ -37,6 +38,7 @@ class Detectable:
 def detectable(
     keys: Sequence[tuple[str, str]],
     normal: Normal,
+    largest: Floats,
     rule: Rule,
     moments: Sequence[date],
     days: Sequence[DayValues],
@@ -47,6 +49,7 @@ def detectable(
     Args:
         keys: column and name of each statistic.
         normal: fitted to the reference.
+        largest: deviations of the reference itself (`evidence.largest_of`).
         rule: the rule.
         moments: the reference's; its last ones stand for those to come.
         days: its statistics.
@@ -56,11 +59,13 @@ def detectable(
 
     centres = normal.all_days.centres[0]
     sampling = np.nanmedian([day.sampling for day in days], axis=0)
-    window = moments[-LONGEST_WINDOW:]
-    days_to_come = [DayValues(centres, sampling)] * len(window)
-    judged = Evidence.of(normal, window, days_to_come, strictness)
-    scatter = Evidence.of(normal, window, days_to_come, 1.0).spread[-1]
-    needed = -stdtrit(judged.degrees[-1], rule.threshold(len(keys)) / 2) * judged.spread[-1]
+    window = moments[-IN_TIME:]
+    to_come = Deviations.of(normal, window, [DayValues(centres, sampling)] * len(window))
+    place = WINDOWS.index(IN_TIME)
+    judged, usual = to_come.evidence(strictness), to_come.evidence(1.0)
+    spread, scatter = judged.spread[0, place], usual.spread[0, place]
+    needed = -stdtrit(judged.degrees[0, place], rule.threshold(len(keys)) / 2) * spread
+    needed = np.maximum(needed, BEYOND[place] * largest[place] * scatter)
     effects = np.maximum(rule.floors, needed) + _POWER_SIGMAS * scatter
     for (column, statistic), effect, centre in zip(keys, effects.tolist(), centres.tolist(), strict=True):
         yield Detectable(column, statistic, effect, _words(statistic, effect, centre))

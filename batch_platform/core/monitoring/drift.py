@@ -21,7 +21,7 @@ from batch_platform.core.monitoring.back_test import Detection, Trial, WalkForwa
 from batch_platform.core.monitoring.day_statistics import Yardstick, only_grows
 from batch_platform.core.monitoring.decision import STRICTNESS, Rule, kind_of
 from batch_platform.core.monitoring.detectable import Detectable, detectable
-from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, WINDOWS, Evidence
+from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, WINDOWS, Deviations, Floats, largest_of
 from batch_platform.core.monitoring.normal import DayValues, Normal
 from batch_platform.core.monitoring.profile import Profile
 from batch_platform.errors import MonitoringError
@@ -135,6 +135,7 @@ class _Fitted:
     yardstick: Yardstick
     keys: tuple[tuple[str, str], ...]
     normal: Normal | None
+    largest: Floats | None
     rule: Rule
     history: tuple[tuple[date, DayValues], ...]
     growing: frozenset[str]
@@ -175,20 +176,24 @@ class DriftMonitor:
         keys = tuple(_lasting(yardstick, profiles, growing))
         kinds = [kind_of(statistic) for _, statistic in keys]
         days = [_aligned(keys, yardstick, profile) for profile in profiles]
+        spent = np.array([yardstick.is_spent_on(*key) for key in keys], bool)
+        for place in yardstick.spent:
+            days[place] = replace(days[place], values=np.where(spent, np.nan, days[place].values))
         a_quarter = _per_quarter(moments)
         rule = Rule.of(kinds, false_alarms_per_quarter, a_quarter)
         calibration = Calibration(false_alarms_per_quarter, a_quarter, STRICTNESS[0])
         history = tuple(zip(moments, days, strict=True))
         if len(days) < MINIMUM_REFERENCE_DAYS or not keys:
-            return cls(_Fitted(yardstick, keys, None, rule, history, growing, calibration))
+            return cls(_Fitted(yardstick, keys, None, None, rule, history, growing, calibration))
         normal = Normal.of(moments, days, kinds)
+        largest = largest_of(normal, moments, days, kinds)
         trial = chosen(tried(WalkForward.of(moments, days, kinds), rule, a_quarter), false_alarms_per_quarter)
         strictness = trial.strictness if trial else STRICTNESS[0]
-        smallest = tuple(detectable(keys, normal, rule, moments, days, strictness))
+        smallest = tuple(detectable(keys, normal, largest, rule, moments, days, strictness))
         calibration = Calibration(
             false_alarms_per_quarter, a_quarter, strictness, trial, normal.season.name, smallest
         )
-        return cls(_Fitted(yardstick, keys, normal, rule, history, growing, calibration))
+        return cls(_Fitted(yardstick, keys, normal, largest, rule, history, growing, calibration))
 
     @property
     def calibration(self) -> Calibration:
@@ -244,8 +249,9 @@ class DriftMonitor:
             return [], {}
         self._recent.append((day, fitted.values(profile)))
         moments, values = zip(*self._recent, strict=True)
-        evidence = Evidence.of(fitted.normal, moments, values, fitted.calibration.strictness)
-        alarms, z, p = fitted.rule.alarms(evidence), evidence.z, evidence.p
+        deviations = Deviations.of(fitted.normal, moments, values)
+        evidence = deviations.evidence(fitted.calibration.strictness, fitted.largest)
+        alarms, z, p = fitted.rule.alarms(evidence)[0], evidence.z[0], evidence.p[0]
         scores: dict[str, float] = {}
         judged = np.isfinite(z)
         largest = np.abs(z).max(axis=0, initial=0.0, where=judged)
@@ -255,7 +261,7 @@ class DriftMonitor:
         findings = []
         for place in np.flatnonzero(alarms.any(axis=0)):
             window = int(np.argmin(np.where(alarms[:, place], p[:, place], np.inf)))
-            effect = float(evidence.effect[window, place])
+            effect = float(evidence.effect[0, window, place])
             findings.append(
                 Finding(
                     *fitted.keys[place],

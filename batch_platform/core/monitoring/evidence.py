@@ -1,39 +1,50 @@
-"""How far the last days lie from what is normal: one day alone, and the mean of several days in a row.
+"""How far days lie from what is normal: one day alone, and the mean of several days in a row.
 
-Decides which windows are looked at and how sure each mean is. What is enough for an alert `decision` decides.
+Decides which windows are looked at, how sure each mean is, and how unusual it is beside the reference's own. What
+is enough for an alert `decision` decides. Many days are done at once, as the back-test judges a history many times.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
+from functools import cached_property
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from batch_platform.core.monitoring.normal import DayValues, Fit, Normal
+from batch_platform.core.monitoring.normal import DayValues, Normal, times_of
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
 
 # A change that is small beside the scatter of days is seen by what several days have in common.
-WINDOWS = (1, 3, 7)
+WINDOWS = (1, 3, 7, 14)
 LONGEST_WINDOW = max(WINDOWS)
 # In a mean over days no day counts for more than so many of its spreads: one odd day is no trend.
 _CLIP = 3.5
 _LIKE_A_BELL = 1e6
 _TINY = 1e-300
+# Nearer than so many spreads nothing is worth a p.
+_NEAR = 2.0
+# Numbers of one array that are worked on at once: days beyond that are done in parts.
+_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Deviations of the windows that end with one day; (windows, statistics) each, NaN where there are none.
+    """Deviations of the windows that end with each judged day; (days, windows, statistics), NaN where there are none.
 
     Attributes:
         effect: mean deviation from the centres.
         z: the same in units of its expected spread, where no day counts for more than a few of its spreads.
-        p: two-sided, by Student's t; its degrees of freedom by Satterthwaite (Biometrics 2, 1946).
+        p: two-sided, by Student's t; its degrees of freedom by Satterthwaite (Biometrics 2, 1946); 1 where z is small.
         spread: the expected spread.
         degrees: its degrees of freedom.
+        unusual: |z| were the strictness 1, over the largest that the reference has for this window and kind.
+        deviations: what it was made of.
     """
 
     effect: Floats
@@ -41,59 +52,186 @@ class Evidence:
     p: Floats
     spread: Floats
     degrees: Floats
+    unusual: Floats
+    deviations: "Deviations"
+
+    def median_effect(self, wanted: Booleans) -> Floats:
+        """Deviation of the median day of each wanted window, (days, windows, statistics), NaN elsewhere."""
+        found = np.full(self.effect.shape, np.nan)
+        for day, place, statistic in zip(*np.nonzero(wanted), strict=True):
+            window = self.deviations.windows[place]
+            present = window.present[day, :, statistic]
+            found[day, place, statistic] = np.median(window.away[day, present, statistic])
+        return found
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Windows of one width; (days, width, statistics) what belongs to a day, (days, statistics) the rest."""
+
+    away: Floats
+    present: Booleans
+    weights: Floats
+    noise: Floats
+    of_a_day: Floats
+    effect: Floats
+    between: Floats
+    sampled: Floats
+    degrees: Floats
+    seen: Booleans
+
+    def at(self, strictness: float) -> tuple[Floats, Floats, Floats]:
+        """z, expected spread and degrees of freedom."""
+        total = self.effect
+        if self.away.shape[1] > 1:
+            most = _CLIP * np.sqrt(strictness**2 * self.of_a_day + self.noise)
+            total = (self.weights * np.clip(self.away, -most, most)).sum(axis=1)
+        between = strictness**2 * self.between + _TINY
+        variance = between + self.sampled
+        degrees = np.minimum(self.degrees * (variance / between) ** 2, _LIKE_A_BELL)
+        spread = np.sqrt(variance)
+        return np.where(self.seen, total / spread, np.nan), spread, degrees
+
+
+@dataclass(frozen=True)
+class Deviations:
+    """Windows of every width that end with each judged day, before it is said how strict to be."""
+
+    windows: tuple[_Window, ...]
 
     @classmethod
     def of(
-        cls, normal: Normal, moments: Sequence[date], days: Sequence[DayValues], strictness: float
+        cls,
+        normal: Normal,
+        moments: Sequence[date],
+        days: Sequence[DayValues],
+        judged: int = 1,
+        widths: Sequence[int] = WINDOWS,
     ) -> Self:
-        """Evidence on the last of these days, which are in the order of time.
+        """Of the last `judged` of these days, which are in the order of time; windows reach back as far as they do."""
+        values = np.array([day.values for day in days])
+        sampling = np.array([day.sampling for day in days])
+        groups, ahead = normal.groups(moments), times_of(moments[-judged:]) - normal.middle
+        return cls(tuple(_window(normal, width, groups, ahead, values, sampling) for width in widths))
+
+    @cached_property
+    def usual_z(self) -> Floats:
+        """What z were at strictness 1, (days, windows, statistics)."""
+        return np.stack([window.at(1.0)[0] for window in self.windows], axis=1)
+
+    def evidence(self, strictness: float, largest: Floats | None = None) -> Evidence:
+        """What they say, where the spread between days is taken `strictness` times.
 
         Args:
-            normal: what is usual.
-            moments: of the days; a window reaches back as far as they do.
-            days: their statistics.
             strictness: how often the spread between days is taken.
+            largest: of the reference, by `largest_of`; None: nothing is known of it.
         """
         from scipy.special import stdtr
 
-        windows = [_window(normal, width, moments[-width:], days[-width:], strictness) for width in WINDOWS]
-        effect, clipped, spread, degrees = (np.array(parts) for parts in zip(*windows, strict=True))
-        z = clipped / spread
-        return cls(effect, z, 2 * stdtr(degrees, -np.abs(z)), spread, degrees)
+        parts = (window.at(strictness) for window in self.windows)
+        z, spread, degrees = (np.stack(each, axis=1) for each in zip(*parts, strict=True))
+        effect = np.stack([np.where(w.seen, w.effect, np.nan) for w in self.windows], axis=1)
+        p = np.where(np.isnan(z), np.nan, 1.0)
+        far = np.abs(z) > _NEAR
+        p[far] = 2 * stdtr(degrees[far], -np.abs(z[far]))
+        unusual = np.full(z.shape, np.inf) if largest is None else np.abs(self.usual_z) / (largest + _TINY)
+        return Evidence(effect, z, p, spread, degrees, unusual, self)
+
+
+def largest_of(
+    normal: Normal, moments: Sequence[date], days: Sequence[DayValues], kinds: Sequence[str]
+) -> Floats:
+    """The largest |z| of the reference days for each window, (windows, 1).
+
+    Bursts come to any column: those that some statistic has had tell what is to be expected of each. They are held
+    against the spread of the days without them, as the next one comes to a column that had none. The centres were
+    drawn to the very days that are looked at: made good for, by how many days a centre rests on.
+    """
+    largest = np.zeros((len(WINDOWS), 1))
+    clean = _without_bursts(normal, moments, days, kinds)
+    parts = max(1, len(days) * LONGEST_WINDOW * len(kinds) // _AT_ONCE)
+    bounds = np.linspace(0, len(days), min(parts, len(days)) + 1).round().astype(int).tolist()
+    for first, end in pairwise(bounds):
+        start = max(0, first + 1 - LONGEST_WINDOW)
+        found = np.abs(Deviations.of(clean, moments[start:end], days[start:end], end - first).usual_z)
+        most = found.max(axis=(0, 2), initial=0.0, where=np.isfinite(found))
+        largest = np.maximum(largest, most[:, None])
+    days_a_group = len(days) / len(normal.by_season.centres)
+    return largest / (1 - 1 / max(2.0, days_a_group))
+
+
+def _without_bursts(
+    normal: Normal, moments: Sequence[date], days: Sequence[DayValues], kinds: Sequence[str]
+) -> Normal:
+    """What is normal for the days without what lies far out."""
+    z = Deviations.of(normal, moments, days, len(days), widths=(1,)).usual_z[:, 0]
+    with np.errstate(invalid="ignore"):
+        kept = np.where(np.abs(z) > _CLIP, np.nan, [day.values for day in days])
+    return Normal.of(moments, [replace(day, values=row) for day, row in zip(days, kept, strict=True)], kinds)
 
 
 def _window(
-    normal: Normal, width: int, moments: Sequence[date], days: Sequence[DayValues], strictness: float
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Effect, clipped effect, spread and degrees of freedom of one window, (statistics,) each."""
-    fit, groups = normal.fit_for(moments)
-    values = np.array([day.values for day in days])
-    present = np.isfinite(values)
-    noise = np.where(present, np.array([day.sampling for day in days]), 0.0)
-    away = np.where(present, values - fit.centres[groups], 0.0)
-    counted = away
-    if width > 1:
-        of_a_day = strictness**2 * (fit.between + fit.unsure[groups] + fit.common) + noise
-        counted = np.clip(away, -_CLIP * np.sqrt(of_a_day), _CLIP * np.sqrt(of_a_day))
-    weights = present / (fit.between * (1 - fit.memory) + noise + _TINY)
-    weights = weights / np.maximum(weights.sum(axis=0), _TINY)
-    between = strictness**2 * _between(fit, groups, weights) + _TINY
-    variance = between + (weights**2 * noise).sum(axis=0)
-    degrees = np.minimum(fit.degrees * (variance / between) ** 2, _LIKE_A_BELL)
-    # Of a first day alone the longer windows say nothing: it would pass for several.
-    seen = present[-1] & (width == 1 or len(days) > 1)
-    effect = np.where(seen, (weights * away).sum(axis=0), np.nan)
-    return effect, np.where(seen, (weights * counted).sum(axis=0), np.nan), np.sqrt(variance), degrees
-
-
-def _between(fit: Fit, groups: npt.NDArray[np.int64], weights: Floats) -> Floats:
-    """Variance of the weighted mean of days by their own effects, which have a memory, and by the centres."""
-    carried, effects = np.zeros(weights.shape[1]), np.zeros(weights.shape[1])
-    for weight in weights:
-        # sum over i, j of w_i w_j memory^|i-j|, one day after the other
-        effects += weight**2 + 2 * weight * fit.memory * carried
-        carried = fit.memory * carried + weight
-    centres = sum(
-        weights[groups == group].sum(axis=0) ** 2 * fit.unsure[group] for group in np.unique(groups)
+    normal: Normal, width: int, groups: Integers, ahead: Floats, values: Floats, sampling: Floats
+) -> _Window:
+    """All windows of one width that end with a judged day, of which each lies `ahead` days from the reference's middle."""
+    judged = len(ahead)
+    places = np.arange(len(values) - judged, len(values))[:, None] + np.arange(1 - width, 1)
+    inside = places >= 0
+    places = np.maximum(places, 0)
+    group = np.where(inside, groups[places], 0)
+    known = np.all(group >= 0, axis=1)  # where not, the window is judged by the centre of all days
+    group = np.where(known[:, None], group, 0)
+    fit, plain = normal.by_season, normal.all_days
+    between, memory, common, freedom, trend = (
+        np.where(known[:, None], *(getattr(each, name) for each in (fit, plain)))
+        for name in ("between", "memory", "common", "degrees", "trend")
     )
-    return fit.between * effects + fit.common + centres
+    common = common + trend * (ahead**2)[:, None]
+    centres, unsure = (
+        np.where(known[:, None, None], getattr(fit, name)[group], getattr(plain, name)[0])
+        for name in ("centres", "unsure")
+    )
+    present = np.isfinite(values[places]) & inside[:, :, None]
+    noise = np.where(present, sampling[places], 0.0)
+    away = np.where(present, values[places] - centres, 0.0)
+    weights = present / ((between * (1 - memory))[:, None] + noise + _TINY)
+    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), _TINY)
+    return _Window(
+        away,
+        present,
+        weights,
+        noise,
+        of_a_day=between[:, None] + unsure + common[:, None],
+        effect=(weights * away).sum(axis=1),
+        between=between * _remembered(weights, memory) + common + _of_centres(weights, unsure, group),
+        sampled=(weights**2 * noise).sum(axis=1),
+        degrees=freedom,
+        # Of a first day alone the longer windows say nothing: it would pass for several.
+        seen=present[:, -1] & (np.array(width == 1) | (inside.sum(axis=1) > 1))[:, None],
+    )
+
+
+def _remembered(weights: Floats, memory: Floats) -> Floats:
+    """Variance of the weighted mean of day effects of variance 1: sum over i, j of w_i w_j memory^|i-j|."""
+    carried, total = np.zeros(memory.shape), np.zeros(memory.shape)
+    for weight in np.moveaxis(weights, 1, 0):
+        total += weight**2 + 2 * weight * memory * carried
+        carried = memory * carried + weight
+    return total
+
+
+def _of_centres(weights: Floats, unsure: Floats, group: Integers) -> Floats:
+    """Variance of the weighted mean of the centres' errors, which days of one group share."""
+    if (group == group[:, :1]).all():
+        return unsure[:, 0] * weights.sum(axis=1) ** 2
+    total = (weights**2 * unsure).sum(axis=1)
+    for first, second in _pairs(group.shape[1]):
+        alike = group[:, first] == group[:, second]
+        if alike.any():
+            shared = 2 * weights[alike, first] * weights[alike, second] * unsure[alike, first]
+            total[alike] += shared
+    return total
+
+
+def _pairs(width: int) -> Iterator[tuple[int, int]]:
+    return ((first, second) for second in range(width) for first in range(second))

@@ -6,8 +6,8 @@ sampling it weighs 1 / (b + s).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from typing import Self
 
 import numpy as np
@@ -25,6 +25,9 @@ _MOST_GAINED = 10.0
 # The mean of what is above 0 is more than the estimate, the more so the fewer the days: it stands for so many days.
 _PRIOR_DEGREES = 4
 _TINY = 1e-300
+# Statistics of one column hang together: so many tell as much as one. A trend must be plain.
+_STATISTICS_A_COLUMN = 3
+_SIGMAS = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Fit:
         between: (statistics,) variance between days.
         memory: (statistics,) how much the effect of a day resembles that of the day before, 0..0.98.
         degrees: (statistics,) degrees of freedom of `between`.
+        trend: (statistics,) variance of how much a day lies from the one before for good.
     """
 
     centres: Floats
@@ -59,15 +63,17 @@ class Fit:
     between: Floats
     memory: Floats
     degrees: Floats
+    trend: Floats
 
 
 @dataclass(frozen=True)
 class Normal:
-    """The distribution of statistics over the reference days."""
+    """The distribution of statistics over the reference days; `middle` is the mean of their times in days."""
 
     season: Season
     by_season: Fit
     all_days: Fit
+    middle: float
 
     @classmethod
     def of(cls, moments: Sequence[date], days: Sequence[DayValues], kinds: Sequence[str]) -> Self:
@@ -83,22 +89,28 @@ class Normal:
         season = Season.of(moments)
         groups = np.array([season.group(moment) for moment in moments])
         names = np.array(kinds)
-        all_days = _fit(values, sampling, np.zeros(len(days), int), names)
+        times = times_of(moments)
+        all_days = _fit(values, sampling, np.zeros(len(days), int), names, times)
         if season.name == "none":
-            return cls(season, all_days, all_days)
-        return cls(
-            season, _with_gaps(_fit(values, sampling, groups, names), values, groups, all_days), all_days
-        )
+            return cls(season, all_days, all_days, float(times.mean()))
+        fit = _with_gaps(_fit(values, sampling, groups, names, times), values, groups, all_days)
+        return cls(season, fit, all_days, float(times.mean()))
 
-    def fit_for(self, moments: Sequence[date]) -> tuple[Fit, Integers]:
-        """The fit by which these days can be judged, and the group of each, (days,)."""
-        groups = [self.season.group(moment) for moment in moments]
-        if None in groups:
-            return self.all_days, np.zeros(len(groups), int)
-        return self.by_season, np.array(groups)
+    def groups(self, moments: Sequence[date]) -> Integers:
+        """The group of each day, (days,); -1 where the reference does not know it."""
+        found = (self.season.group(moment) for moment in moments)
+        return np.array([-1 if group is None else group for group in found])
 
 
-def _fit(values: Floats, sampling: Floats, groups: Integers, kinds: npt.NDArray[np.str_]) -> Fit:
+def times_of(moments: Sequence[date]) -> Floats:
+    """Moments in days, (days,)."""
+    hours = (moment.hour if isinstance(moment, datetime) else 0 for moment in moments)
+    return np.array([moment.toordinal() + hour / 24 for moment, hour in zip(moments, hours, strict=True)])
+
+
+def _fit(
+    values: Floats, sampling: Floats, groups: Integers, kinds: npt.NDArray[np.str_], times: Floats
+) -> Fit:
     present = np.isfinite(values)
     seen, noise = np.where(present, values, 0.0), np.where(present, sampling, 0.0)
     member = np.eye(int(groups.max()) + 1)[groups]  # (days, groups)
@@ -128,9 +140,55 @@ def _fit(values: Floats, sampling: Floats, groups: Integers, kinds: npt.NDArray[
     )
     in_group = np.maximum(member.T @ present, 1)
     unsure = (between * (1 - memory) + mean_noise) / in_group
-    return Fit(
-        centres, unsure, between * known.centre_at(memory), between, memory, degrees * gained + _PRIOR_DEGREES
+    trend = _trends(
+        left,
+        present,
+        noise,
+        times - (member / member.sum(axis=0)) @ (member.T @ times),
+        between,
+        memory,
+        kinds,
     )
+    return Fit(
+        centres,
+        unsure,
+        between * known.centre_at(memory),
+        between,
+        memory,
+        degrees * gained + _PRIOR_DEGREES,
+        trend,
+    )
+
+
+def _trends(
+    left: Floats,
+    present: npt.NDArray[np.bool_],
+    noise: Floats,
+    times: Floats,
+    between: Floats,
+    memory: Floats,
+    kinds: npt.NDArray[np.str_],
+) -> Floats:
+    """Variance of the slopes of all statistics of a kind beyond what memory and noise make, a day, (statistics,).
+
+    What has moved steadily over the reference will go on to; that it does is no news.
+    """
+    levers = present * times[:, None]
+    square = np.maximum((levers**2).sum(axis=0), _TINY)
+    slope = (levers * left).sum(axis=0) / square
+    carried, remembered = np.zeros(len(between)), np.zeros(len(between))
+    for lever in levers:
+        remembered += lever**2 + 2 * lever * memory * carried
+        carried = memory * carried + lever
+    by_chance = (between * remembered + (levers**2 * noise).sum(axis=0)) / square**2
+    ratio = slope**2 / np.maximum(by_chance, _TINY)
+    trend = np.zeros(len(between))
+    for kind in np.unique(kinds):
+        chosen = (kinds == kind) & (by_chance > 0)
+        if chosen.sum():
+            least = 1 + _SIGMAS * np.sqrt(2 * _STATISTICS_A_COLUMN / chosen.sum())
+            trend[chosen] = by_chance[chosen] * max(0.0, float(ratio[chosen].mean()) - least)
+    return trend
 
 
 def _pooled(
@@ -179,4 +237,4 @@ def _with_gaps(fit: Fit, values: Floats, groups: Integers, all_days: Fit) -> Fit
     seen = np.array([np.isfinite(values[groups == group]).any(axis=0) for group in range(len(fit.centres))])
     centres = np.where(seen, fit.centres, all_days.centres)
     unsure = np.where(seen, fit.unsure, all_days.between + all_days.unsure)
-    return Fit(centres, unsure, fit.common, fit.between, fit.memory, fit.degrees)
+    return replace(fit, centres=centres, unsure=unsure)

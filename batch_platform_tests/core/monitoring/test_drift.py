@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from batch_platform.core.monitoring.day_statistics import Yardstick
 from batch_platform.core.monitoring.drift import DriftMonitor, Finding, Verdict
 from batch_platform.core.monitoring.profile import Profile, profile_table
 from batch_platform.errors import MonitoringError
@@ -421,6 +422,38 @@ def test_a_day_of_few_vectors_is_no_change_of_topic() -> None:
     monitor = DriftMonitor.fit(quiet)
     assert not any(monitor.restarted().judge(NEXT, small_topics(900 + seed, 20)).alert for seed in range(20))
     assert monitor.judge(NEXT, small_topics(950, 400, share=0.5)).alert
+
+
+def topics(seed: int, moved: float = 0.0, rows: int = 200) -> Profile:
+    """Unit vectors about six topics, a share of them about one that is new, (rows, 96)."""
+    random = np.random.default_rng([seed, 5])
+    centres = np.random.default_rng(8).normal(0, 0.25, (7, 96))
+    of = np.where(random.random(rows) < moved, 6, random.integers(0, 6, rows))
+    vectors = 0.3 + centres[of] + random.normal(0, 0.2, (rows, 96))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return profile_table(pa.table({"v": pa.FixedSizeListArray.from_arrays(vectors.astype("f4").ravel(), 96)}))
+
+
+def test_a_tenth_of_the_rows_about_a_new_topic_is_found_within_a_week() -> None:
+    monitor = DriftMonitor.fit([(START + timedelta(days=day), topics(day)) for day in range(REFERENCE_DAYS)])
+    quiet = [monitor.judge(NEXT + timedelta(days=day), topics(100 + day)) for day in range(21)]
+    assert not any(verdict.alert for verdict in quiet)
+    later = [monitor.judge(NEXT + timedelta(days=21 + day), topics(200 + day, 0.1)) for day in range(7)]
+    assert {f.statistic for verdict in later for f in verdict.findings if f.direction == "up"} & {
+        "share far from every cluster",
+        *(f"share of cluster {number}" for number in range(1, 13)),
+    }
+
+
+def test_days_that_clusters_are_fitted_to_do_not_tell_what_is_usual_of_them() -> None:
+    yardstick = Yardstick([topics(day) for day in range(REFERENCE_DAYS)])
+    names = {name for (_, name), _ in yardstick.statistics(topics(900))}
+    assert list(yardstick.spent) == list(range(1, REFERENCE_DAYS, 3))
+    assert {name for name in names if yardstick.is_spent_on("v", name)} >= {
+        "mean vector",
+        "share of cluster 1",
+    }
+    assert not yardstick.is_spent_on("v", "null rate")
 
 
 def test_a_restarted_monitor_has_forgotten_the_days_before() -> None:

@@ -136,7 +136,7 @@ def test_a_store_gives_back_what_it_was_given(store: ReferenceStore) -> None:
 
 def test_references_are_numbered_and_keep_who_and_why(started: ReferenceStore) -> None:
     judge(started, WANTED)
-    second = started.freeze(KEYS[3:6], ["features"], "ana", "the season changed")
+    second = started.freeze(KEYS[3:6], ["features"], "ana", "the season changed", started.current())
     assert (second.version, second.by, second.why) == (2, "ana", "the season changed")
     assert started.current() == second
 
@@ -185,7 +185,7 @@ def test_processes_that_freeze_at_once_agree_on_one_reference(started: Reference
         store = ReferenceStore(started.folder)
         gate.wait()
         store.save_profiles(KEYS[1], {"features": profile(1, shift=number)})
-        return store.freeze(KEYS[number : number + 4], ["features"], f"process {number}", "at once")
+        return store.freeze(KEYS[number : number + 4], ["features"], f"process {number}", "at once", None)
 
     with ThreadPoolExecutor(4) as pool:
         frozen = list(pool.map(freeze, range(4)))
@@ -196,6 +196,16 @@ def test_processes_that_freeze_at_once_agree_on_one_reference(started: Reference
         started.reference_profile(
             frozen[0], "features", key
         )  # raises where it is not the one that was frozen
+
+
+def test_a_process_that_found_no_reference_adopts_the_one_that_was_made_since(
+    started: ReferenceStore,
+) -> None:
+    """However much later it comes: two processes that judge their first dates never make two references."""
+    first = started.freeze(KEYS[0:4], ["features"], "one", "first", None)
+    late = started.freeze(KEYS[1:5], ["features"], "another", "first", None)
+    assert late == first
+    assert started.all() == [first]
 
 
 def test_a_frozen_profile_outlives_the_one_that_it_was_made_of(started: ReferenceStore) -> None:
@@ -238,15 +248,15 @@ def test_an_empty_day_between_is_no_rows_and_does_not_count_as_a_quiet_one(start
 def test_a_long_history_is_not_read_again_for_each_partition(
     started: ReferenceStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place in range(WANTED, WANTED + 12):
+    for place in range(WANTED, WANTED + 20):
         judge(started, place)
     read = []
     load = ReferenceStore.load_profile
     monkeypatch.setattr(
         ReferenceStore, "load_profile", lambda self, table, key: read.append(key) or load(self, table, key)
     )
-    judge(started, WANTED + 12)
-    assert set(read) == set(KEYS[WANTED + 6 : WANTED + 12])
+    judge(started, WANTED + 20)
+    assert set(read) == set(KEYS[WANTED + 7 : WANTED + 20])
 
 
 def test_a_judgement_says_how_the_decision_is_set(started: ReferenceStore) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from batch_platform.core.monitoring.day_statistics import Yardstick
-from batch_platform.core.monitoring.evidence import Evidence
+from batch_platform.core.monitoring.evidence import Deviations
 from batch_platform.core.monitoring.normal import DayValues, Normal
 from batch_platform.core.monitoring.profile import Profile
 from batch_platform.core.monitoring.season import Season
@@ -41,11 +41,11 @@ def wander(seed: int, memory: float, count: int = 56, columns: int = 20) -> np.n
 
 def test_the_spread_between_days_and_the_sampling_add_up() -> None:
     fit = normal(wander(0, 0.0, 400, 1), season=False)
-    evidence = Evidence.of(fit, [START], [values_of([10.0])], strictness=1.5)
-    assert evidence.effect[0, 0] == pytest.approx(10, abs=0.4)
-    assert evidence.z[0, 0] == pytest.approx(10 / 1.5, rel=0.1)
-    noisy = Evidence.of(fit, [START], [values_of([10.0], 99.0)], strictness=1.0)
-    assert noisy.z[0, 0] == pytest.approx(1.0, rel=0.1)
+    evidence = Deviations.of(fit, [START], [values_of([10.0])]).evidence(1.5)
+    assert evidence.effect[0, 0, 0] == pytest.approx(10, abs=0.4)
+    assert evidence.z[0, 0, 0] == pytest.approx(10 / 1.5, rel=0.1)
+    noisy = Deviations.of(fit, [START], [values_of([10.0], 99.0)]).evidence(1.0)
+    assert noisy.z[0, 0, 0] == pytest.approx(1.0, rel=0.1)
 
 
 def test_what_sampling_explains_is_no_spread_between_days() -> None:
@@ -97,13 +97,28 @@ def test_a_column_that_wanders_among_steady_ones_is_told_apart() -> None:
     assert np.median(memory[4:]) < 0.4
 
 
+def test_what_moves_steadily_over_the_reference_leaves_more_room_the_further_ahead() -> None:
+    steady, moving = wander(0, 0.0), wander(0, 0.0) + 0.04 * np.arange(56)[:, None]
+
+    def spread(values: np.ndarray, ahead: int) -> float:
+        day = START + timedelta(days=55 + ahead)
+        return float(
+            Deviations.of(normal(values), [day], [values_of(values[0])]).evidence(1.0).spread[0, 0, 0]
+        )
+
+    # By 91 days on it has moved by 0.04 * (28 + 91) = 4.8 from the middle.
+    assert spread(moving, 91) == pytest.approx(4.8, rel=0.25)
+    assert spread(moving, 7) < 0.5 * spread(moving, 91)
+    assert spread(steady, 91) < 1.3
+
+
 def test_a_day_that_lacks_a_statistic_gives_no_evidence_on_it() -> None:
     values = wander(0, 0.0, 56, 2)
     values[::2, 1] = np.nan
     fit = normal(values)
-    evidence = Evidence.of(fit, moments(2), [values_of([0.0, 9.0]), values_of([0.0, np.nan])], 1.4)
-    assert np.isnan(evidence.p[:, 1]).all()
-    assert np.isfinite(evidence.p[:, 0]).all()
+    evidence = Deviations.of(fit, moments(2), [values_of([0.0, 9.0]), values_of([0.0, np.nan])]).evidence(1.4)
+    assert np.isnan(evidence.p[0, :, 1]).all()
+    assert np.isfinite(evidence.p[0, :, 0]).all()
 
 
 def hours(count: int) -> list[datetime]:
