@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batch_platform.core.monitoring.heavy import HeavyValue, heaviest
+from batch_platform.core.monitoring.heavy import HEAVY_VALUES, HeavyValue, heaviest
 from batch_platform.core.monitoring.histogram import Histogram, places_of
 from batch_platform.core.monitoring.texts import CHARACTER_BINS, text_measures
 from batch_platform.core.monitoring.vector_sample import VectorSample
@@ -40,6 +40,7 @@ VALUE_BINS = 1024
 _NAME_CHARACTERS = 60
 # Few, large pieces: merging costs as much as counting some thousand rows.
 _ROWS_AT_ONCE = 100_000
+_LARGEST_PIECE = 2**30  # bytes
 
 # Vectors are summed in multiples of 2**-20; components beyond 2**20 would not be exact.
 _UNIT = 2**20
@@ -259,16 +260,22 @@ def profile_table(table: pa.Table | pa.RecordBatch) -> Profile:
         table: (rows, columns); numbers, strings, booleans, dates, timestamps and lists of numbers. Columns of
             other types are left out.
     """
-    if isinstance(table, pa.Table):
-        empty = pa.RecordBatch.from_pylist([], schema=table.schema)
-        return Profile.merged(profile_table(batch) for batch in table.to_batches() or [empty])
-    columns = {}
-    for place, column in enumerate(table.schema):
-        values = _plain(table.column(place))
-        kind = _kind(values.type)
+    whole = pa.Table.from_batches([table]) if isinstance(table, pa.RecordBatch) else table
+    columns: dict[str, ColumnProfile] = {}
+    for place, name in enumerate(whole.column_names):
+        # A column at a time is put together, so that not the whole table is there twice.
+        parts = [_plain(part) for part in _parts(whole.column(place))]
+        kind = _kind(parts[0].type)
         if kind is not None:
-            columns[column.name] = _profile(values, kind)
-    return Profile(columns, table.num_rows)
+            columns[name] = ColumnProfile.merged([_profile(part, kind) for part in parts])
+    return Profile(columns, whole.num_rows)
+
+
+def _parts(column: pa.ChunkedArray) -> list[pa.Array]:
+    """The column in few large pieces; one that is too large for a single array in the pieces that it has."""
+    if column.nbytes > _LARGEST_PIECE:
+        return list(column.chunks)
+    return [column.combine_chunks()]
 
 
 class Profiler:
@@ -293,7 +300,7 @@ class Profiler:
     def _count(self) -> None:
         if not self._waiting:
             return
-        together = pa.concat_tables(self._waiting, promote_options="default").combine_chunks()
+        together = pa.concat_tables(self._waiting, promote_options="default")
         found, self._waiting = profile_table(together), []
         self._profile = found if self._profile is None else self._profile.merge(found)
 
@@ -339,9 +346,7 @@ def _texts(kind: Kind, texts: pa.Array, rows: int, nulls: int) -> ColumnProfile:
     hashes = np.array([zlib.crc32(value.encode()) for value in distinct], np.int64)
     lengths = pc.utf8_length(encoded.dictionary).to_numpy(zero_copy_only=False).astype(np.float64)
     values = Histogram.counted(hashes, counts, VALUE_BINS)
-    named = [
-        (place, value[:_NAME_CHARACTERS]) for place, value in zip(hashes.tolist(), distinct, strict=True)
-    ]
+    short = [value[:_NAME_CHARACTERS] for value in distinct]
     found = ColumnProfile(
         kind,
         rows,
@@ -349,15 +354,15 @@ def _texts(kind: Kind, texts: pa.Array, rows: int, nulls: int) -> ColumnProfile:
         0,
         Histogram.counted(places_of(lengths), counts, NUMBER_BINS),
         values,
-        _names(values, named),
+        _names(values, zip(hashes.tolist(), short, strict=True)),
     )
     if kind == "boolean":
         return found
     measures = text_measures(encoded.dictionary)
-    places = zip(named, counts.tolist(), strict=True)
+    most = np.argsort(-counts, kind="stable")[: HEAVY_VALUES + 1].tolist() if values.level else []
     return replace(
         found,
-        heavy=heaviest([[HeavyValue(*name, count) for name, count in places]]) if values.level else (),
+        heavy=heaviest([[HeavyValue(int(hashes[at]), short[at], int(counts[at])) for at in most]]),
         token_lengths=Histogram.counted(measures.token_lengths, counts, CHARACTER_BINS),
         symbols=Histogram.counted(measures.symbols, counts, CHARACTER_BINS),
     )

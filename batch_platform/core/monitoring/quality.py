@@ -224,7 +224,7 @@ def _freshness(past: Sequence[Observed], now: Observed) -> Iterator[_Watched]:
         ages = np.array([age(each, each.facts.columns.get(name)) for each in past])
         newest = age(now, column)
         series = Series(
-            _signed_log(ages), np.zeros(len(past)), float(_signed_log(newest)), 0.0, 0.0, (1,), _SAME
+            _signed_log(ages), np.zeros(len(past)), float(_signed_log(newest)), 0.0, 0.0, (1,), _SAME, True
         )
         known = ages[np.isfinite(ages)]
         if not len(known) or abs(np.median(known)) > 100 * _FRESH:
@@ -371,6 +371,7 @@ def _ranges(past: Sequence[Observed], now: Observed) -> Iterator[_Watched]:
                 0.0,
                 (side,),
                 _SAME,
+                True,
             )
             beyond = side * value - extreme >= _RANGE_FLOOR * width
             yield _Watched(name, statistic, series, told, is_beyond=beyond)

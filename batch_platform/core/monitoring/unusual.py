@@ -23,6 +23,8 @@ _QUARTILE = 0.6745  # of the bell curve
 _DEGREES = np.array([1.5, 2.0, 3.0, 4.0, 6.0, 10.0, 30.0])
 _PRIOR = -0.5 * (np.log(_DEGREES / 8.0) / np.log(2.0)) ** 2
 _TAIL = 1.0
+# One bad day, however bad, does not make all tails heavy.
+_MOST_COUNTED = 8.0
 # The median deviation of few partitions is itself unsure; so is a centre.
 _UNSURE = 1.5
 _CENTRE = 1.57
@@ -43,6 +45,8 @@ class Series:
         floor: smallest deviation that is worth a look.
         sides: the directions that are unusual: 1 up, -1 down.
         least_spread: deviations smaller than this are the same number.
+        is_extreme: the logarithm of a largest or smallest value, which has an exponential tail (Gumbel's distribution)
+            whatever the values' own.
     """
 
     past: Floats
@@ -52,6 +56,7 @@ class Series:
     floor: float
     sides: tuple[int, ...] = (-1, 1)
     least_spread: float = 0.0
+    is_extreme: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,12 @@ def judge(series: Sequence[Series], groups: npt.NDArray[np.int64], group: int, r
     between = between * (1 + _CENTRE / np.maximum(members[:, group], 1))
     spread = np.sqrt(between + now_noise + _TINY)
     allowed = rate / max(1, int(enough.sum()))
-    bell, heavy = _quantiles(allowed, _degrees(z_past[enough]))
+    bell, student = _quantiles(allowed, _degrees(z_past[enough]))
     unsure = 1 + _UNSURE / np.sqrt(np.maximum(count, 1))
+    heavy = np.where([each.is_extreme for each in series], -np.log(allowed), student)
     limit = np.sqrt((heavy * unsure) ** 2 * between + bell**2 * now_noise + _TINY)
+    # The tails were seen of both together.
+    limit = np.maximum(limit, heavy * spread)
     unusual = enough & (np.abs(away) > limit)
     for place in np.flatnonzero(unusual).tolist():
         each, side = series[place], int(np.sign(away[place]))
@@ -141,7 +149,7 @@ def _degrees(z: Floats) -> float:
     """Degrees of freedom of Student's t that fit the tails of these deviations best."""
     from scipy.stats import t
 
-    tail = np.abs(z[np.isfinite(z) & (np.abs(z) > _TAIL)])
+    tail = np.minimum(np.abs(z[np.isfinite(z) & (np.abs(z) > _TAIL)]), _MOST_COUNTED)
     scale = _scales()
     # Of what lies beyond one spread: the middle says nothing about tails, and is crowded where counts are small.
     likely = [

@@ -73,3 +73,21 @@ def test_numbers_of_every_size_fit_into_the_bins() -> None:
 def test_values_that_are_no_histogram_are_refused(values: list) -> None:
     with pytest.raises(MonitoringError):
         Histogram.from_values(values)
+
+
+@pytest.mark.parametrize("limit", [16, 512])
+@pytest.mark.parametrize("kind", ["bell", "wide", "few", "one", "whole", "far"])
+def test_counting_without_sorting_gives_the_same_histogram(kind: str, limit: int) -> None:
+    random = np.random.default_rng(0)
+    rows = 30_000
+    numbers = {
+        "bell": random.normal(size=rows),
+        "wide": random.normal(size=rows) * 10.0 ** random.integers(-300, 300, rows),
+        "few": random.choice([-1e300, 0.0, 1.5, 2.5], rows),
+        "one": np.full(rows, 7.25),
+        "whole": random.integers(-5, 2000, rows).astype(float),
+        "far": 1e9 + random.random(rows),
+    }[kind]
+    places = places_of(numbers)
+    pieces = [Histogram.of(places[start : start + 5000], limit) for start in range(0, rows, 5000)]
+    assert Histogram.of(places, limit) == Histogram.merged(pieces, limit)
