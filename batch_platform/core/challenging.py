@@ -103,6 +103,15 @@ def words_of(found: Comparison) -> str:
     return ", ".join([*parts, f"on {found.labelled} labels {found.verdict}{p}"])
 
 
+def told(found: Comparison) -> dict[str, Any]:
+    """A comparison as JSON values, its two sides called champion and challenger."""
+    sides = {"before": "champion", "after": "challenger"}
+    return {
+        "_".join(sides.get(word, word) for word in name.split("_")): value
+        for name, value in found.describe().items()
+    }
+
+
 # -- scoring ----------------------------------------------------------------------------------------------
 
 
@@ -201,11 +210,11 @@ def _judge(
     bad, entering = len(failed), work.features.rows
     share, allowed = bad / entering if entering else 0.0, slice_.spec.inference.max_error_share
     words = f"{bad} of {entering} rows cannot be scored ({share:.2%}, allowed {allowed:.2%})"
-    told = ", ".join(f"{count} {cause}" for cause, count in causes.items())
+    kinds = ", ".join(f"{count} {cause}" for cause, count in causes.items())
     values = {"failed": bad, "entering": entering, "share": share, "allowed": allowed, **causes}
     return (
         *gate.judge_predictions(_feature_keys(slice_), rows, frozenset(failed), work.signature),
-        CheckResult("failed_share", share <= allowed, f"{words}: {told}" if told else words, values),
+        CheckResult("failed_share", share <= allowed, f"{words}: {kinds}" if kinds else words, values),
     )
 
 
@@ -249,7 +258,7 @@ def _result(
             "champion": f"{champion.receipt['model']} version {champion.receipt['model_version']}",
             "challenger": f"{work.model.name} version {work.model.version}",
             "failed": sum(commit.receipt["failed"].values()),
-            **({} if found is None else found.describe()),
+            **({} if found is None else told(found)),
             **{f"stats {name}": value for name, value in commit.receipt["stats"].items()},
         },
     )
@@ -262,7 +271,7 @@ def _compared(found: Comparison | None) -> CheckResult:
         )
         return CheckResult("comparison", False, words, severity="warn")
     is_worse = found.verdict == "worse"
-    return CheckResult("comparison", not is_worse, words_of(found), found.describe(), severity="warn")
+    return CheckResult("comparison", not is_worse, words_of(found), told(found), severity="warn")
 
 
 def _rows_of(lake: Lake, commit: Commit) -> Iterator[pa.RecordBatch]:

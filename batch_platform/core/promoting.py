@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batch_platform.core.challenging import TABLE, comparison_of, words_of
+from batch_platform.core.challenging import TABLE, comparison_of, told, words_of
 from batch_platform.core.comparing import Comparison
 from batch_platform.core.data.lake import Commit, Lake, Slot
 from batch_platform.core.layout import Layout
@@ -67,8 +67,8 @@ class Evidence:
             "pipeline": self.pipeline,
             "champion": self.champion,
             "challenger": self.challenger,
-            "partitions": {key: found.describe() for key, found in self.partitions.items()},
-            "total": self.total.describe(),
+            "partitions": {key: told(found) for key, found in self.partitions.items()},
+            "total": told(self.total),
             "refusal": self.refusal,
         }
 

@@ -38,6 +38,7 @@ attributes:
   #   recipe: "batch_platform.defs.NAME.features:RECIPE"   # instead of steps: a recipe in Python
 
   model: {name: NAME, alias: champion}     # `batch-platform models register --help`
+  # model: {name: NAME, alias: champion, challenger: next}   # another version scores the same rows, and is compared
 
   # decision: {positive_class: churned, threshold: 0.5}
   # decision:               # or rules, of which the first that applies decides

@@ -104,6 +104,7 @@ def test_scored_beside_the_champion_and_compared(shop: Mini) -> None:
     assert (metadata["champion"], metadata["challenger"]) == ("churn version 1", "churn version 2")
     assert (metadata["rows"], metadata["reused"], metadata["failed"]) == (20, False, 0)
     assert metadata["decisions_flipped"] == found.partitions[DAYS[1]].flipped
+    assert (metadata["only_champion"], metadata["only_challenger_right"]) == (0, 0)
 
 
 def test_known_like_any_other_table(shop: Mini) -> None:
