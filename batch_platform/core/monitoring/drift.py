@@ -223,6 +223,11 @@ class DriftMonitor:
         false_alarms = tried(history, fitted.rule, self.calibration.judgements_per_quarter)
         return list(false_alarms), list(detections(history, kinds, fitted.rule))
 
+    def remember(self, day: date, profile: Profile) -> None:
+        """Take a day into account that was judged already; in date order, as for `judge`."""
+        if self._fitted.normal is not None and profile.rows:
+            self._recent.append((day, self._fitted.values(profile)))
+
     def judge(self, day: date, profile: Profile) -> Verdict:
         """Decide on a day; call in date order, as the days before have a say."""
         days = len(self._fitted.history)
@@ -247,7 +252,7 @@ class DriftMonitor:
         fitted = self._fitted
         if fitted.normal is None:
             return [], {}
-        self._recent.append((day, fitted.values(profile)))
+        self.remember(day, profile)
         moments, values = zip(*self._recent, strict=True)
         deviations = Deviations.of(fitted.normal, moments, values)
         evidence = deviations.evidence(fitted.calibration.strictness, fitted.largest)

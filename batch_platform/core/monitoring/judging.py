@@ -78,7 +78,7 @@ def judge_partition(
         reference_days = tuple(days[key] for key in reference.keys)
         monitor = _fitted(store, reference, group, reference_days, budget).restarted()
         for key in earlier:
-            monitor.judge(days[key], store.load_profile(group, key))
+            monitor.remember(days[key], store.load_profile(group, key))
         verdicts[group] = monitor.judge(days[partition_key], profile)
         calibrations[group] = monitor.calibration
     return DriftJudgement(verdicts, reference, calibrations)
