@@ -86,9 +86,10 @@ def _text(pipeline: str, made: Review) -> str:
 def backtest(pipeline: str, as_json: bool) -> None:
     """Show what each strictness would have done: false alarms, and how soon changes are found.
 
-    The later half of the reference is judged by the days before it (walk-forward), and every alarm there counts as
-    false; changes are put into it to see when they are found. The partitions since the reference are judged as
-    they were; their alarms may be true. Nothing is written. Exit code 1 where no strictness keeps the budget.
+    The later half of the reference is judged by the days before (walk-forward), the earlier half by the days after,
+    and every alarm there counts as false; changes are put into the later half to see when they are found. The
+    partitions since the reference are judged as they were; their alarms may be true. Nothing is written. Exit code 1
+    where no strictness keeps the budget.
     """
     found = back_test(find_pipeline(defs_folder(), pipeline), Settings.from_env())
     if as_json:

@@ -1,7 +1,7 @@
 """What each strictness of the drift decision would have done to a pipeline: on its reference, and since.
 
-Decides what is replayed: the later part of the reference by walk-forward, every alarm of it counted as false; and
-the partitions after it as they were judged, where an alarm may be true. It reads profiles alone, and writes nothing.
+Decides what is replayed: each half of the reference, judged by days of the other, where every alarm counts as false;
+and the partitions after it as they were judged, where an alarm may be true. It reads profiles alone, and writes nothing.
 """
 
 from dataclasses import dataclass

@@ -98,7 +98,7 @@ class Calibration:
         budget: false alarms a quarter that were allowed.
         judgements_per_quarter: partitions in a quarter.
         strictness: how often the spread between days is taken; chosen by back-test.
-        trial: what that strictness would have done on the later reference days, judged by those before them;
+        trial: what that strictness would have done on the reference days, each half judged by days of the other;
             None where the reference is too short for that.
         season: by what partitions are grouped: weekday, hour of the week, hour of the day, or none.
         detectable: smallest change of each statistic that nine of ten times is found within seven partitions.
