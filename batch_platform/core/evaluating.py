@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from batch_platform.core.data.cells import CellType
 from batch_platform.core.data.finding import find_files
 from batch_platform.core.data.lake import Lake, Slot
 from batch_platform.core.data.partitions import Partition
-from batch_platform.core.data.sources import read_files
+from batch_platform.core.data.readers.delta import delta_version
+from batch_platform.core.data.sources import read_table
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.signature import ModelSignature
@@ -76,7 +78,7 @@ def evaluate_partition(slice_: Slice) -> StageResult:
         )
     _check_floors(slice_, labels_spec, signature)
     # Before they are read: a file that changes meanwhile is seen as changed afterwards.
-    stamp = labels_stamp(labels_spec, slice_.key, slice_.base)
+    stamp = labels_stamp(labels_spec, slice_.partition, slice_.base)
     labels = _labels(slice_, labels_spec, signature)
     judged = {"floors": labels_spec.floors, "segments": labels_spec.segments}
     identity = fingerprint(
@@ -150,34 +152,46 @@ def _commit_metrics(
 
 def _labels(slice_: Slice, spec: LabelsSpec, signature: ModelSignature) -> dict[str, list[str]]:
     """Row key -> labels as texts. Of several the last one read counts: corrections come later. Of a ranking all do, once."""
-    columns: dict[str, Any] = {spec.row_key: "text", spec.column: "text"}
-    if spec.partition_column is not None:
-        columns[spec.partition_column] = "text"
-    uri = spec.uri.replace("{partition}", slice_.key)
     found: dict[str, list[str]] = {}
     try:
-        for read in read_files(uri, spec.format, columns, slice_.base):
-            for row in read.batch.to_pylist():
-                if spec.partition_column is not None and not _names(
-                    row[spec.partition_column], slice_.partition
-                ):
-                    continue
-                key, label = row[spec.row_key], row[spec.column]
-                if key is None or label is None:
-                    continue
-                if signature.task != "ranking":
-                    found[key] = [label]
-                elif label not in found.setdefault(key, []):
-                    found[key].append(label)
+        for key, label in _pairs(spec, slice_.partition, slice_.base):
+            if signature.task != "ranking":
+                found[key] = [label]
+            elif label not in found.setdefault(key, []):
+                found[key].append(label)
     except SourceMissingError:
         return {}  # they have not arrived; the check says when they should have
     return found
 
 
-def labels_stamp(spec: LabelsSpec, partition_key: str, base: Path) -> str:
-    """What stands for the label files of a partition as they are now: names, sizes and times; empty for none."""
+def _pairs(spec: LabelsSpec, partition: Partition, base: Path) -> Iterator[tuple[str, str]]:
+    """Row keys and labels of a partition as texts, in the order read."""
+    columns: dict[str, CellType] = {spec.row_key: "text", spec.column: "text"}
+    if spec.partition_column is not None:
+        columns[spec.partition_column] = "text"
+    for read in read_table(spec, partition, columns, base):
+        for row in read.batch.to_pylist():
+            is_ours = spec.partition_column is None or _names(row[spec.partition_column], partition)
+            if is_ours and row[spec.row_key] is not None and row[spec.column] is not None:
+                yield row[spec.row_key], row[spec.column]
+
+
+def labels_stamp(spec: LabelsSpec, partition: Partition, base: Path) -> str:
+    """What stands for the labels of a partition as they are now; empty for none.
+
+    Of files their names, sizes and times; of a Delta table its version; of a query what it gives.
+
+    Raises:
+        SourceError: the table or the database cannot be read.
+    """
+    uri = (spec.uri or "").replace("{partition}", partition.key)
     try:
-        found = find_files(spec.uri.replace("{partition}", partition_key), spec.format, base)
+        if spec.format == "sql":
+            given = list(_pairs(spec, partition, base))
+            return fingerprint({"rows": given}) if given else ""
+        if spec.format == "delta":
+            return fingerprint({"version": delta_version(uri, base)})
+        found = find_files(uri, spec.format, base)
         stats = [[path.name, path.stat().st_size, path.stat().st_mtime] for path in found]
     except (SourceMissingError, FileNotFoundError):
         return ""
@@ -202,11 +216,12 @@ def with_new_labels(
     for partition in calendar.newest(now, _MOST_LOOKED_AT):
         measured = lake.head(Slot("performance", partition.key)) if partition.end >= oldest else None
         if measured is not None:
-            uri = labels.uri.replace("{partition}", partition.key)
-            if uri not in stamps:
-                stamps[uri] = labels_stamp(labels, partition.key, base)
-            if stamps[uri] not in ("", measured.receipt.get("labels_files")):
-                found.append((partition.key, stamps[uri]))
+            # Files and tables that all partitions share are looked at once.
+            shared = (labels.uri or partition.key).replace("{partition}", partition.key)
+            if shared not in stamps:
+                stamps[shared] = labels_stamp(labels, partition, base)
+            if stamps[shared] not in ("", measured.receipt.get("labels_files")):
+                found.append((partition.key, stamps[shared]))
     return found
 
 

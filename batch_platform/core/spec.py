@@ -298,23 +298,55 @@ def _with_any_key(schema: dict[str, Any]) -> None:
     schema["required"].remove("on")
 
 
-class LookupSpec(_Section):
+class TableSpec(_Section):
+    """Where a lookup or labels are read from."""
+
+    uri: str | None = Field(
+        None, min_length=1, description="Like source.uri; {partition} is optional. For sql nothing."
+    )
+    format: Literal["parquet", "csv", "jsonl", "delta", "sql"] = Field(
+        "parquet", description="Like source.format."
+    )
+    query: str | None = Field(
+        None,
+        description="For format sql: one SELECT. Bound in it are :start, :end and :partition, as in source.query; of a "
+        "lookup :start is where the lookback begins.",
+    )
+    connection_env: str | None = Field(
+        None, pattern=r"^[A-Za-z_]\w*$", description="For format sql: as source.connection_env."
+    )
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "TableSpec":
+        of_databases = (self.query, self.connection_env)
+        if self.format == "sql":
+            if None in of_databases or self.uri is not None:
+                raise ValueError("format: sql needs query and connection_env, and no uri")
+            Query.parse(self.query or "")
+        elif self.uri is None or of_databases != (None, None):
+            raise ValueError(f"format: {self.format} needs uri, and no query or connection_env")
+        _check_placeholders(self.uri or "")
+        return self
+
+    @property
+    def place(self) -> str:
+        """Where it is read from, for messages and receipts."""
+        return self.uri or f"sql:{self.connection_env}"
+
+
+class LookupSpec(TableSpec):
     """A point-in-time join: what was known of a raw row's key by a moment, and nothing from after it.
 
     The moment is the end of the partition, which itself belongs to the next one, or an earlier one of the row's own
     (`as_of`). A date is known when its day ends, in the pipeline's zone.
     """
 
-    uri: str = Field(min_length=1, description="Like source.uri; {partition} is optional.")
-    format: Literal["parquet", "csv", "jsonl", "delta", "sql"] = Field(
-        "parquet", description="Format of the files. delta, sql: a later release."
-    )
     on: str = Field(
         description="Column of the lookup that holds the values of the contract's column of that name."
     )
     event_time: str = Field(
         description="Column of the lookup that says since when a row is known: a timestamp; or a date, "
-        "which in CSV and JSONL is named as one under columns."
+        "which in other formats than Parquet is named as one under columns."
     )
     as_of: str | None = Field(
         None,
@@ -350,11 +382,10 @@ class LookupSpec(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "LookupSpec":
-        _check_placeholders(self.uri)
         if self.columns is not None and not self.columns:
             raise ValueError("columns is empty: name what to take, or leave it out")
         if self.columns is None and self.format != "parquet":
-            raise ValueError(f"columns: name them with their types, which {self.format} files do not say")
+            raise ValueError(f"columns: name them with their types, which {self.format} does not say")
         for name in (self.on, self.event_time, *(self.columns or ())):
             if name in LANDED_COLUMNS:
                 raise ValueError(f"column {name!r} has the name of a column that the platform adds")
@@ -590,14 +621,14 @@ Metric = Literal[
 ]
 
 
-class LabelsSpec(_Section):
+class LabelsSpec(TableSpec):
     """Where the truth arrives."""
 
-    uri: str = Field(min_length=1, description="Like source.uri.")
-    format: Literal["parquet", "csv", "jsonl", "delta", "sql"] = Field("parquet")
     row_key: str = Field(description="Column that holds the row key of the prediction.")
     partition_column: str | None = Field(
-        None, description="For a uri without {partition}: the column that names the partition scored."
+        None,
+        description="For a uri without {partition}, or a query without parameters: the column that names the partition "
+        "scored.",
     )
     column: str = Field(
         description="Column that holds the true label or value. Of several for a row the last counts; for a ranking, whose "
@@ -616,8 +647,15 @@ class LabelsSpec(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "LabelsSpec":
-        if (self.partition_column is None) == ("{partition}" not in self.uri):
-            raise ValueError("give either {partition} in uri or a partition_column, and not both")
+        if self.query is not None:
+            selects, how = (
+                bool(Query.parse(self.query).parameters),
+                "use :start and :end, or :partition, in query",
+            )
+        else:
+            selects, how = "{partition}" in (self.uri or ""), "give {partition} in uri"
+        if (self.partition_column is None) != selects:
+            raise ValueError(f"either {how}, or give a partition_column, and not both")
         return self
 
 
@@ -852,11 +890,8 @@ class PipelineSpec(_Section):
             NotYetSupportedError: names the field; it is never ignored in silence.
         """
         asked = {
-            "lookups.format": any(lookup.format in ("delta", "sql") for lookup in self.lookups),
-            "lookups.uri with a URL": any("://" in lookup.uri for lookup in self.lookups),
             "model.challenger of MLflow": self.model.challenger is not None and self.model.is_of_mlflow,
             "inference.executor: ray": self.inference.executor == "ray",
-            "labels.format": self.labels is not None and self.labels.format in ("delta", "sql"),
             f"automation.trigger: {self.automation.trigger}": self.automation.trigger
             in ("on_arrival", "upstream"),
             "automation.off_peak": self.automation.off_peak is not None,

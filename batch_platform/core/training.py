@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from batch_platform.core.data.intake import read_partition
 from batch_platform.core.data.partitions import Partition, PartitionCalendar
-from batch_platform.core.data.sources import read_files
+from batch_platform.core.data.sources import read_table
 from batch_platform.core.features.lookups import beside, join_lookups
 from batch_platform.core.features.recipe import Recipe
 from batch_platform.core.featurizing import recipe_with
@@ -144,10 +144,9 @@ def say_threshold(spec: PipelineSpec, threshold: float) -> None:
 
 def _labels(spec: LabelsSpec, partition: Partition, base: Path) -> dict[str, list[str]]:
     """The labels of a partition by row key, in the order read; empty where none have arrived."""
-    uri = spec.uri.replace("{partition}", partition.key)
     found: dict[str, list[str]] = {}
     try:
-        for batch in read_files(uri, spec.format, {spec.row_key: "text", spec.column: "text"}, base):
+        for batch in read_table(spec, partition, {spec.row_key: "text", spec.column: "text"}, base):
             columns = (batch.batch.column(name).to_pylist() for name in (spec.row_key, spec.column))
             for key, label in zip(*columns, strict=True):
                 if key and label:

@@ -308,3 +308,42 @@ def test_partitions_whose_label_files_changed_are_found(tmp_path: Path) -> None:
     assert changed(datetime(2026, 2, 13, tzinfo=UTC)) == []  # horizon and a week are over
     evaluate_partition(slice_)
     assert changed() == []
+
+
+def labels_in_duckdb(
+    folder: Path, rows: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    import duckdb
+
+    with duckdb.connect(str(folder / "truth.duckdb")) as connection:
+        connection.execute("CREATE OR REPLACE TABLE truth (day DATE, id VARCHAR, truth VARCHAR)")
+        connection.executemany(f"INSERT INTO truth VALUES ('{DAY}', ?, ?)", rows)
+        connection.execute("INSERT INTO truth VALUES ('2026-01-06', 'k0', 'yes')")
+    monkeypatch.setenv("TRUTH_DB", "duckdb:///truth.duckdb")
+    query = "SELECT id, truth FROM truth WHERE day = CAST(:partition AS date) ORDER BY id"
+    return {**LABELS, "uri": None, "format": "sql", "connection_env": "TRUTH_DB", "query": query}
+
+
+def labels_in_delta(folder: Path, rows: list[tuple[str, str]], _: pytest.MonkeyPatch) -> dict[str, Any]:
+    from deltalake import write_deltalake
+
+    keys, truth = zip(*rows, strict=True)
+    days = [DAY] * len(rows)
+    table = pa.table({"day": [*days, "2026-01-06"], "id": [*keys, "k0"], "truth": [*truth, "yes"]})
+    write_deltalake(str(folder / "truth"), table, mode="overwrite")
+    return {**LABELS, "uri": "truth", "format": "delta", "partition_column": "day"}
+
+
+@pytest.mark.parametrize("place", [labels_in_duckdb, labels_in_delta])
+def test_labels_of_a_database_or_table_are_measured_and_their_change_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any
+) -> None:
+    few, now = good_labels(20), datetime(2026, 1, 20, tzinfo=UTC)
+    slice_ = partition(tmp_path, labels=place(tmp_path, few, monkeypatch))
+    assert evaluate_partition(slice_).rows == 20
+    assert with_new_labels(slice_.spec, slice_.settings, tmp_path, now) == []
+    place(tmp_path, good_labels(), monkeypatch)
+    ((key, _stamp),) = with_new_labels(slice_.spec, slice_.settings, tmp_path, now)
+    assert key == DAY
+    assert evaluate_partition(slice_).rows == ROWS
+    assert with_new_labels(slice_.spec, slice_.settings, tmp_path, now) == []

@@ -77,6 +77,8 @@ def test_a_missing_section(section: str) -> None:
 
 
 ID = {"type": "string"}
+LABELS = {"uri": "{partition}", "row_key": "id", "column": "y"}
+
 REFUSED: list[tuple[str, Any, str]] = [
     ("colour", "red", "colour: unknown field; check the spelling"),
     ("source.colour", "red", "source.colour: unknown field"),
@@ -158,8 +160,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     (
         "labels",
         {"uri": "in.csv", "row_key": "id", "column": "y"},
-        "labels: give either {partition} in uri or",
+        "labels: either give {partition} in uri, or",
     ),
+    ("labels", LABELS | {"format": "sql"}, "labels: format: sql needs query and connection_env, and no uri"),
     ("labels", {"uri": "{partition}", "column": "y"}, "labels.row_key: Field required"),
     (
         "labels",
@@ -207,10 +210,8 @@ def test_all_mistakes_are_told_at_once() -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-LABELS = {"uri": "{partition}", "row_key": "id", "column": "y"}
 LATER: list[tuple[str, Any, str]] = [
     ("inference.executor", "ray", "inference.executor: ray"),
-    ("labels", LABELS | {"format": "sql"}, "labels.format"),
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22-06", "automation.off_peak"),

@@ -27,7 +27,7 @@ from batch_platform.core.data.readers.parquet import read_parquet
 from batch_platform.core.data.readers.predictions import prediction_digests, read_predictions
 from batch_platform.core.data.readers.sql import read_sql
 from batch_platform.core.data.window import Window
-from batch_platform.core.spec import SourceSpec
+from batch_platform.core.spec import SourceSpec, TableSpec
 from batch_platform.errors import ContractError, SourceMissingError
 from batch_platform.settings import Settings
 
@@ -62,6 +62,33 @@ def read_source(
     uri = source.uri.replace("{partition}", partition.key)
     window = None if source.partition_column is None else Window(source.partition_column, partition)
     return read_files(uri, source.format, types, base, window=window, show_lines=shown)
+
+
+def read_table(
+    table: TableSpec,
+    partition: Partition,
+    columns: Mapping[str, CellType],
+    base: Path,
+    *,
+    window: Window | None = None,
+    show_lines: bool = True,
+) -> Iterator[SourceBatch]:
+    """The rows of a lookup, or labels, for a partition.
+
+    Args:
+        partition: its key stands for `{partition}`, its start, end and key for a query's parameters.
+        columns, base, window, show_lines: as for `read_files`.
+
+    Raises:
+        As `read_source`.
+    """
+    if table.query is not None and table.connection_env is not None:
+        values: Values = {"start": partition.start, "end": partition.end, "partition": partition.key}
+        batches = read_sql(table.connection_env, table.query, columns, values, base)
+        return batches if window is None else _within(batches, window, table.place)
+    assert table.uri is not None  # the pipeline file was checked
+    uri = table.uri.replace("{partition}", partition.key)
+    return read_files(uri, table.format, columns, base, window=window, show_lines=show_lines)
 
 
 def read_files(

@@ -53,7 +53,7 @@ def added_columns(lookup: LookupSpec, columns: dict[str, ColumnSpec]) -> pa.Sche
     for name, aggregate in lookup.aggregates.items():
         column = None if aggregate.column is None else columns.get(aggregate.column)
         if aggregate.column is not None and column is None:
-            raise ContractError(f"aggregates.{name}: {lookup.uri} has no column {aggregate.column}")
+            raise ContractError(f"aggregates.{name}: {lookup.place} has no column {aggregate.column}")
         if column is not None and aggregate.refuses(column.type):
             raise ContractError(
                 f"aggregates.{name}: {aggregate.column} is {column.type}, of which there is no {aggregate.function}"
@@ -63,7 +63,7 @@ def added_columns(lookup: LookupSpec, columns: dict[str, ColumnSpec]) -> pa.Sche
         names = [name for name in columns if name not in (lookup.on, lookup.event_time)]
         taken = {f"{lookup.prefix}{name}": columns[name].type for name in names}
     if not taken:
-        raise ContractError(f"{lookup.uri} has no columns but key and event time: name an aggregate")
+        raise ContractError(f"{lookup.place} has no columns but key and event time: name an aggregate")
     return pa.schema([(name, arrow_type(kind)) for name, kind in taken.items()])
 
 

@@ -8,7 +8,7 @@ partition's lookback reaches. The result has one row for every raw row, in their
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from batch_platform.core.data.cells import arrow_type
 from batch_platform.core.data.contract import SHOWN_VALUE, Contract, Rejected, cut
 from batch_platform.core.data.partitions import Partition
 from batch_platform.core.data.row_stream import RowStream
-from batch_platform.core.data.sources import read_files
+from batch_platform.core.data.sources import read_table
 from batch_platform.core.data.staging import StagedFile, stage
 from batch_platform.core.data.staging import read_files as read_staged
 from batch_platform.core.data.window import Window
@@ -92,7 +92,7 @@ def join_lookups(
         taken = [name for each in joined for name in each.schema.names]
         if twice := sorted(set(found.schema.names) & {*taken, *spec.source.columns}):
             raise ContractError(
-                f"lookups.{place}: {lookup.uri} has a column {twice[0]!r}, which is there already: "
+                f"lookups.{place}: {lookup.place} has a column {twice[0]!r}, which is there already: "
                 "set a prefix, or name the columns to take"
             )
         joined.append(found)
@@ -119,7 +119,7 @@ class _Lookup:
     ) -> None:
         self._lookup, self._partition, self._base, self._folder = lookup, partition, base, folder
         self._zone = spec.partitions.timezone
-        self._uri = lookup.uri.replace("{partition}", partition.key)
+        self._uri = lookup.place.replace("{partition}", partition.key)
         self._columns = lookup_columns(lookup, spec.source.columns[lookup.on], self._uri, base)
         self._schema = added_columns(lookup, self._columns)
         self._last = _microseconds(partition.end) - 1
@@ -139,7 +139,7 @@ class _Lookup:
             assert isinstance(file.path, Path)
             file.path.unlink()
         counts = {"rows_read": sum(file.rows for file in known), "matched": matched}
-        return Joined(self._schema, files, self._lookup.required, self._lookup.uri, counts)
+        return Joined(self._schema, files, self._lookup.required, self._lookup.place, counts)
 
     @property
     def _values(self) -> list[str]:
@@ -201,14 +201,15 @@ class _Lookup:
         """The lookup's rows that can count for some raw row: place among them, key, moment, values, origin."""
         schema, contract = self._staged_schema(), Contract(self._columns, self._lookup.on)
         types = {name: spec.type for name, spec in self._columns.items()}
-        window = Window(self._lookup.event_time, self._reading_window(earliest))
+        reading = self._reading_window(earliest)
+        window = Window(self._lookup.event_time, reading)
+        asked = replace(self._partition, start=reading.start)
 
         def known() -> Iterator[pa.RecordBatch]:
             place = 0
-            for source in read_files(
-                self._uri, self._lookup.format, types, self._base,
-                window=window, show_lines=not contract.has_sensitive,
-            ):  # fmt: skip
+            for source in read_table(
+                self._lookup, asked, types, self._base, window=window, show_lines=not contract.has_sensitive
+            ):
                 good, rejected = contract.enforce(source)
                 self._refuse(rejected)
                 moment = _moments(good[self._lookup.event_time], self._zone, end_of_day=True)
@@ -229,7 +230,8 @@ class _Lookup:
             return stage(known(), schema, self._folder, "known")
         except SourceMissingError:
             raise SourceMissingError(
-                f"{self._uri}: no such {self._lookup.format} file below {self._base}: correct the uri, or wait for the data"
+                f"{self._uri}: there is no such {self._lookup.format} data (relative places start at {self._base}): correct "
+                "the uri, or wait for the data"
             ) from None
 
     def _staged_schema(self) -> pa.Schema:

@@ -157,7 +157,7 @@ def _delivered(slice_: Slice, sink: SinkSpec, result: StageResult) -> Any:
     else:
         named = {"namespace": "sql", "name": f"{sink.connection_env}.{sink.table}"}
     counted = statistics.OutputStatisticsOutputDatasetFacet(rowCount=result.rows)
-    facets = _schema(slice_.lake.schema("predictions"))
+    facets = dict(_schema(slice_.lake.schema("predictions")))
     return OutputDataset(**named, facets=facets, outputFacets={"outputStatistics": counted})
 
 

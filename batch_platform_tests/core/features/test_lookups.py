@@ -13,6 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batch_platform.core.data.files import replace
+from batch_platform.core.data.finding import place_of
 from batch_platform.core.data.staging import read_files
 from batch_platform.core.features.lookups import Joined, beside, join_lookups
 from batch_platform.core.spec import LookupSpec, PipelineSpec, parse_spec
@@ -250,7 +252,7 @@ def test_text_files_need_types_and_have_them_obeyed(tmp_path: Path) -> None:
     ):
         join(tmp_path, spec, [("a", START)])
     with pytest.raises(
-        PipelineFileError, match="columns: name them with their types, which csv files do not say"
+        PipelineFileError, match="columns: name them with their types, which csv does not say"
     ):
         pipeline(text)
 
@@ -334,7 +336,12 @@ def test_only_row_groups_within_the_lookback_are_read(tmp_path: Path) -> None:
         ({"aggregates": {"x": SUM}, "columns": {"a": {"type": "string"}}}, "'a' is string, of which there is no sum"),
         ({"lookback_days": 0}, "lookback_days"),
         ({"uri": "a/{day}.parquet"}, "unknown placeholder {day}"),
-        ({"format": "sql", "columns": {"a": {"type": "int64"}}}, "later release"),
+        ({"format": "sql", "columns": {"a": {"type": "int64"}}}, "sql needs query and connection_env, and no uri"),
+        ({"connection_env": "DB"}, "parquet needs uri, and no query or connection_env"),
+        (
+            {"uri": None, "format": "sql", "connection_env": "DB", "query": "DELETE FROM usage"},
+            "query",
+        ),
     ],
 )  # fmt: skip
 def test_mistakes_that_are_found_when_the_file_loads(lookup: dict[str, Any], message: str) -> None:
@@ -465,3 +472,85 @@ def test_what_an_aggregate_cannot_be_made_of_is_refused() -> None:
     }
     with pytest.raises(PipelineFileError, match="'item' is float64, of which there is no join"):
         pipeline(numbers)
+
+
+# -- where a lookup may lie --------------------------------------------------------------------------------
+
+
+EVENTS: list[Event] = [
+    ("a", END - hours(2), 1.5),
+    ("a", END - hours(1), 2.5),
+    ("a", END, 99.0),
+    ("b", END - hours(71), 3.5),
+    ("c", END - hours(73), 4.5),
+]
+
+
+def in_duckdb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    import duckdb
+
+    with duckdb.connect(str(folder / "usage.duckdb")) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute(f"CREATE TABLE usage AS FROM '{folder / 'usage.parquet'}'")
+    monkeypatch.setenv("USAGE_DB", "duckdb:///usage.duckdb")
+    query = "SELECT customer, ts, amount FROM usage WHERE ts >= :start ORDER BY ts"
+    return {"uri": None, "format": "sql", "connection_env": "USAGE_DB", "query": query}
+
+
+def in_sqlite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    import sqlite3
+
+    with sqlite3.connect(folder / "usage.sqlite") as connection:
+        connection.execute("CREATE TABLE usage (customer TEXT, ts TEXT, amount REAL)")
+        rows = [
+            (key, moment.strftime("%Y-%m-%d %H:%M:%S"), amount) for key, moment, amount in EVENTS if moment
+        ]
+        connection.executemany("INSERT INTO usage VALUES (?, ?, ?)", rows)
+    monkeypatch.setenv("USAGE_DB", "sqlite:///usage.sqlite")
+    return {
+        "uri": None,
+        "format": "sql",
+        "connection_env": "USAGE_DB",
+        "query": "SELECT * FROM usage ORDER BY ts",
+    }
+
+
+def in_delta(folder: Path, _monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    from deltalake import write_deltalake
+
+    write_deltalake(str(folder / "usage-table"), pq.read_table(folder / "usage.parquet"))
+    return {"uri": "usage-table", "format": "delta"}
+
+
+@pytest.mark.parametrize("place", [in_duckdb, in_sqlite, in_delta])
+def test_the_same_lookup_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Any) -> None:
+    write_events(tmp_path, EVENTS)
+    columns = {"columns": {"amount": {"type": "float64"}}}
+    rows = [("a", START), ("b", START), ("c", START), (None, START)]
+    expected = amounts(tmp_path, pipeline(columns), *rows)
+    assert expected == [2.5, 3.5, None, None]
+    assert amounts(tmp_path, pipeline({**columns, **place(tmp_path, monkeypatch)}), *rows) == expected
+
+
+def test_a_lookup_in_object_storage(tmp_path: Path, object_storage: str) -> None:
+    write_events(tmp_path, EVENTS)
+    uri = f"{object_storage}/usage/all.parquet"
+    replace(place_of(uri, tmp_path), (tmp_path / "usage.parquet").read_bytes())
+    assert amounts(
+        tmp_path, pipeline({"uri": f"{object_storage}/usage/*.parquet"}), ("a", START), ("b", START)
+    ) == [2.5, 3.5]
+    with pytest.raises(SourceMissingError, match=r"lookups\.0: .*nowhere"):
+        amounts(tmp_path, pipeline({"uri": f"{object_storage}/nowhere/*.parquet"}), ("a", START))
+
+
+def test_a_lookup_whose_database_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USAGE_DB", "duckdb:///absent.duckdb")
+    lookup = {
+        "uri": None,
+        "format": "sql",
+        "connection_env": "USAGE_DB",
+        "query": "SELECT * FROM usage",
+        "columns": {"amount": {"type": "float64"}},
+    }
+    with pytest.raises(SourceError, match=r"lookups\.0: the database of USAGE_DB refuses"):
+        amounts(tmp_path, pipeline(lookup), ("a", START))

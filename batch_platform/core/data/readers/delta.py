@@ -23,6 +23,25 @@ from batch_platform.core.data.window import Window
 from batch_platform.errors import SourceError, SourceMissingError
 
 
+def delta_version(uri: str, base: Path) -> int:
+    """The version of a Delta table as it stands.
+
+    Raises:
+        SourceMissingError: there is no table.
+        SourceError: it cannot be read.
+    """
+    place = place_of(uri, base)
+    options = place.bucket.delta_options if isinstance(place, ObjectPath) else None
+    try:
+        return int(DeltaTable(str(place), storage_options=options).version())
+    except TableNotFoundError:
+        raise SourceMissingError(f"{source_name(place, base)}: no Delta table is there") from None
+    except (DeltaError, OSError) as error:
+        raise SourceError(
+            f"{source_name(place, base)}: the Delta table cannot be read ({told(error)}): mend it, then run it again"
+        ) from error
+
+
 def read_delta(
     uri: str, columns: Mapping[str, CellType], base: Path, window: Window | None
 ) -> Iterator[SourceBatch]:
