@@ -97,6 +97,13 @@ def test_nothing_is_kept_of_the_values_of_sensitive_columns(pipeline: Pipeline) 
     assert set(profile.columns) == {"amount", "plan", "email"}
 
 
+def test_rows_without_a_watched_column_are_counted(tmp_path: Path) -> None:
+    made = Pipeline(tmp_path)
+    made.sections["source"] = {**SOURCE, "columns": {"id": SOURCE["columns"]["id"]}}
+    made.land(DAYS[0])
+    assert ReferenceStore(made.slice(DAYS[0]).layout.monitoring).rows("raw", DAYS[0]) == 300
+
+
 def test_with_severity_error_an_unusual_partition_is_not_published(pipeline: Pipeline) -> None:
     pipeline.sections["quality"] = {"severity": "error"}
     day = DAYS[QUIET]

@@ -284,18 +284,20 @@ class Profiler:
     def __init__(self) -> None:
         self._profile: Profile | None = None
         self._waiting: list[pa.Table] = []
+        self._rows = 0
 
     def add(self, rows: pa.Table | pa.RecordBatch) -> None:
         """Count these rows too."""
         table = pa.Table.from_batches([rows]) if isinstance(rows, pa.RecordBatch) else rows
         self._waiting.append(table)
+        self._rows += table.num_rows  # a table without columns loses its rows when it is put together
         if sum(each.num_rows for each in self._waiting) >= _ROWS_AT_ONCE:
             self._count()
 
     def profile(self) -> Profile:
         """The profile of all rows so far."""
         self._count()
-        return self._profile or Profile()
+        return Profile(self._profile.columns if self._profile else {}, self._rows)
 
     def _count(self) -> None:
         if not self._waiting:
