@@ -189,12 +189,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _apart(prepare, root, asked.rows, asked.columns, asked.seed)
-        profile, report = _apart(measure_profile, root), _apart(measure_report, root)
+        profile = _apart(measure_profile, root)
+        _show({name: (value, "") for name, value in profile.items()})
+        report = _apart(measure_report, root)
+        _show({name: (value, "") for name, value in report.items()})
     features, quality = (value for name, value in profile.items() if name.endswith("CPU-s"))
     stage_, later, page = (value for name, value in report.items() if name.endswith("CPU-s"))
-    rows = {
-        **{name: (value, "") for name, value in profile.items()},
-        **{name: (value, "") for name, value in report.items()},
+    totals = {
         "profile and decision, later date, CPU-s": (features + quality + later, "5"),
         "profile, kB a day": (profile["profile, kB"], "50"),
         "whole report, first in a process, CPU-s": (features + quality + stage_ + page, "20"),
@@ -204,8 +205,12 @@ def main() -> None:
         ),
         "whole report, HTML, MB": (report["HTML, MB"], "8"),
     }
-    for name, (value, most) in rows.items():
-        print(f"| {name} | {value:.1f} | {most and f'<= {most}'} |")
+    _show(totals)
+
+
+def _show(figures: dict[str, tuple[float, str]]) -> None:
+    for name, (value, most) in figures.items():
+        print(f"| {name} | {value:.1f} | {most and f'<= {most}'} |", flush=True)
 
 
 if __name__ == "__main__":
