@@ -131,6 +131,11 @@ class ColumnSpec(_Section):
 
     type: ColumnType = Field(description="Type of the column in every table of the lake.")
     required: bool = Field(False, description="A row without a value is quarantined.")
+    optional: bool = Field(
+        False,
+        description="A file (parquet, csv) or table (delta) may lack the column, such as one from before it was added: null "
+        "then. In jsonl every column may be absent.",
+    )
     min: float | None = Field(None, description="Smallest value allowed (numbers).")
     max: float | None = Field(None, description="Largest value allowed (numbers).")
     allowed: list[str | int | float | bool] | None = Field(
@@ -142,6 +147,10 @@ class ColumnSpec(_Section):
 
     @model_validator(mode="after")
     def _bounds(self) -> "ColumnSpec":
+        if self.required and self.optional:
+            raise ValueError(
+                "a required column cannot be optional: without the column every row would be quarantined"
+            )
         numeric = self.type in ("int32", "int64", "float32", "float64")
         if not numeric and (self.min is not None or self.max is not None):
             raise ValueError(f"min and max apply to numbers, not to {self.type}")
@@ -222,15 +231,22 @@ class SourceSpec(_Section):
         elif (self.partition_column is None) == ("{partition}" not in self.uri):
             raise ValueError("give either {partition} in uri or a partition_column, and not both")
         if self.partition_column is not None:
-            column = self.columns.get(self.partition_column)
-            if column is None or column.type not in ("date", "timestamp"):
+            placing = self.columns.get(self.partition_column)
+            if placing is None or placing.type not in ("date", "timestamp"):
                 raise ValueError(
                     f"partition_column {self.partition_column!r} must be a date or timestamp column of the contract"
                 )
-        for name in self.columns:
+        self._check_names()
+        return self
+
+    def _check_names(self) -> None:
+        for name, column in self.columns.items():
+            if column.optional and name in (self.row_key, self.partition_column):
+                raise ValueError(f"column {name!r} says which row it is, so it cannot be optional")
+            if column.optional and self.format in ("sql", "predictions", "documents"):
+                raise ValueError(f"column {name!r}: optional has no effect with format: {self.format}")
             if name in RESERVED_COLUMNS and not (name == self.row_key == "row_key"):
                 raise ValueError(f"column {name!r} has the name of a column that the platform adds")
-        return self
 
     def _check_query(self) -> None:
         if self.query is None or self.connection_env is None:
@@ -384,6 +400,8 @@ class LookupSpec(TableSpec):
     def _consistent(self) -> "LookupSpec":
         if self.columns is not None and not self.columns:
             raise ValueError("columns is empty: name what to take, or leave it out")
+        if any(column.optional for column in (self.columns or {}).values()):
+            raise ValueError("optional applies to source.columns: what a lookup lacks cannot be taken")
         if self.columns is None and self.format != "parquet":
             raise ValueError(f"columns: name them with their types, which {self.format} does not say")
         for name in (self.on, self.event_time, *(self.columns or ())):

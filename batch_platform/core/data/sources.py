@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from batch_platform.core.data.cells import CellType
+from batch_platform.core.data.cells import CellType, arrow_type
 from batch_platform.core.data.contract import SourceBatch
 from batch_platform.core.data.databases.reading import Values
 from batch_platform.core.data.files import Location, sha256_of
@@ -30,8 +30,6 @@ from batch_platform.core.data.window import Window
 from batch_platform.core.spec import SourceSpec, TableSpec
 from batch_platform.errors import ContractError, SourceMissingError
 from batch_platform.settings import Settings
-
-_TEXT_READERS = {"csv": read_csv, "jsonl": read_jsonl}
 
 
 def read_source(
@@ -61,7 +59,11 @@ def read_source(
     shown = not any(spec.sensitive for spec in source.columns.values())
     uri = source.uri.replace("{partition}", partition.key)
     window = None if source.partition_column is None else Window(source.partition_column, partition)
-    return read_files(uri, source.format, types, base, window=window, show_lines=shown)
+    optional = frozenset(name for name, spec in source.columns.items() if spec.optional)
+    batches = read_files(
+        uri, source.format, types, base, window=window, show_lines=shown, optional=optional
+    )  # fmt: skip
+    return _completed(batches, types) if optional else batches
 
 
 def read_table(
@@ -99,6 +101,7 @@ def read_files(
     *,
     window: Window | None = None,
     show_lines: bool = True,
+    optional: frozenset[str] = frozenset(),
 ) -> Iterator[SourceBatch]:
     """The rows of all files that a uri names.
 
@@ -109,12 +112,13 @@ def read_files(
         base: folder that relative uris start from.
         window: rows outside it are left out.
         show_lines: whether lines that cannot be parsed may be quoted in `unparsable`.
+        optional: columns that a file (Parquet, CSV) or table (Delta) may lack; they are not in its batches then.
 
     Raises:
         As `read_source`, and NotYetSupportedError for another format.
     """
     if file_format == "delta":
-        batches = read_delta(uri, columns, base, window)
+        batches = read_delta(uri, columns, base, window, optional)
         yield from batches if window is None else _within(batches, window, uri)
         return
     if file_format == "documents":
@@ -124,9 +128,11 @@ def read_files(
     for path in find_files(uri, file_format, base):
         name = source_name(path, base)
         if file_format == "parquet":
-            batches = read_parquet(path, name, columns, window)
+            batches = read_parquet(path, name, columns, window, optional)
+        elif file_format == "csv":
+            batches = read_csv(path, name, columns, show_lines, optional)
         else:
-            batches = _TEXT_READERS[file_format](path, name, columns, show_lines)
+            batches = read_jsonl(path, name, columns, show_lines)
         yield from batches if window is None else _within(batches, window, name)
 
 
@@ -161,6 +167,17 @@ def _digest(location: Location) -> str:
 @cache
 def _digest_once(location: Location, _size: int, _modified: int, _inode: int) -> str:
     return sha256_of(location)
+
+
+def _completed(batches: Iterator[SourceBatch], columns: Mapping[str, CellType]) -> Iterator[SourceBatch]:
+    """The same batches with all columns; null where a file lacks an optional one."""
+    for source in batches:
+        there = source.batch.schema.names
+        cells = [
+            source.batch.column(name) if name in there else pa.nulls(source.batch.num_rows, arrow_type(kind))
+            for name, kind in columns.items()
+        ]
+        yield replace(source, batch=pa.RecordBatch.from_arrays(cells, names=list(columns)))
 
 
 def _within(batches: Iterator[SourceBatch], window: Window, name: str) -> Iterator[SourceBatch]:

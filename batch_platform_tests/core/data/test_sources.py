@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -551,3 +552,62 @@ def test_every_row_is_in_one_partition_of_the_calendar(tmp_path: Path) -> None:
     ]
     assert found == list(range(142))
     assert date(2026, 3, 29) == calendar.partition("2026-03-29").day
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet", "jsonl", "delta"])
+def test_a_column_that_older_files_lack_is_null_where_the_contract_says_optional(
+    file_format: str, tmp_path: Path
+) -> None:
+    days = [date(2026, 1, 2)] * 2
+    old = pl.DataFrame({"id": ["a", "b"], "day": days})
+    new = pl.DataFrame({"id": ["c", "d"], "day": days, "x": [1, None]})
+    (tmp_path / "in").mkdir()
+    for name, frame in (("1-old", old), ("2-new", new)):
+        path = tmp_path / "in" / f"{name}.{file_format}"
+        if file_format == "delta":
+            frame.write_delta(tmp_path / "in" / name)
+        elif file_format == "jsonl":
+            frame.write_ndjson(path)
+        else:
+            (frame.write_csv if file_format == "csv" else frame.write_parquet)(path)
+    columns = {"x": {"type": "int64", "optional": True}, "id": {"type": "string"}, "day": {"type": "date"}}
+    about = {"format": file_format, "row_key": "id", "partition_column": "day"}
+    # Files come in one source; of Delta, a table does.
+    uris = ["in/1-old", "in/2-new"] if file_format == "delta" else ["in"]
+    sources = [SourceSpec.model_validate({**about, "uri": uri, "columns": columns}) for uri in uris]
+    rows = rows_of(batch for source in sources for batch in read_source(source, day(), tmp_path))
+    assert [(row["id"], row["x"]) for row in rows] == [("a", None), ("b", None), ("c", 1), ("d", None)]
+    if file_format != "jsonl":
+        strict = SourceSpec.model_validate(
+            {**about, "uri": uris[0], "columns": columns | {"x": {"type": "int64"}}}
+        )
+        with pytest.raises(ContractError, match=r"lacks column x .*optional: true"):
+            list(read_source(strict, day(), tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"columns": {"id": {"type": "string", "optional": True}}}, "cannot be optional"),
+        (
+            {
+                "columns": {
+                    "id": {"type": "string"},
+                    "x": {"type": "int64", "optional": True, "required": True},
+                }
+            },
+            "a required column cannot be optional",
+        ),
+        (
+            {
+                "format": "predictions",
+                "uri": "other",
+                "columns": {"id": {"type": "string"}, "x": {"type": "int64", "optional": True}},
+            },
+            "optional has no effect with format: predictions",
+        ),
+    ],
+)
+def test_optional_is_refused_where_it_makes_no_sense(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SourceSpec.model_validate({"uri": "{partition}.csv", "format": "csv", "row_key": "id", **changes})

@@ -25,7 +25,7 @@ from batch_platform.core.data.readers.opening import (
     LONGEST_LINE,
     bad_cells,
     batch_of,
-    check_columns,
+    columns_there,
     is_utf8,
     line_too_long,
     open_bytes,
@@ -110,7 +110,11 @@ class _Records:
 
 
 def read_csv(
-    path: Location, name: str, columns: Mapping[str, CellType], show_lines: bool
+    path: Location,
+    name: str,
+    columns: Mapping[str, CellType],
+    show_lines: bool,
+    optional: frozenset[str] = frozenset(),
 ) -> Iterator[SourceBatch]:
     """The rows of a CSV file, a few megabytes at a time.
 
@@ -119,6 +123,7 @@ def read_csv(
         name: what it is called in messages and in `source_file`.
         columns: the columns wanted and their types.
         show_lines: whether a line that cannot be parsed may be shown in quarantine.
+        optional: columns that the file may lack; they are not in its batches then.
 
     Raises:
         SourceError: the file cannot be read or a line is too long to be one.
@@ -128,11 +133,12 @@ def read_csv(
         text = io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape", newline="")
         lines = _Lines(text, name)
         records = _Records(lines)
-        header = _header(records.next(), name, columns)
-        yield from _batches(records, lines, _Block(name, header, columns), show_lines)
+        header = _header(records.next(), name)
+        there = columns_there(name, columns, header, optional)
+        yield from _batches(records, lines, _Block(name, header, there), show_lines)
 
 
-def _header(record: _Record | None, name: str, columns: Mapping[str, CellType]) -> list[str]:
+def _header(record: _Record | None, name: str) -> list[str]:
     if record is None:
         raise ContractError(
             f"{name} is empty, without even a header line that names its columns: check whether the file is "
@@ -143,7 +149,6 @@ def _header(record: _Record | None, name: str, columns: Mapping[str, CellType]) 
             f"{name}: the header cannot be read: {record.reason}. Correct the file, or source.format in the "
             "pipeline file"
         )
-    check_columns(name, columns, record.fields)
     return record.fields
 
 

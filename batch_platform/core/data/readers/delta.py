@@ -43,7 +43,11 @@ def delta_version(uri: str, base: Path) -> int:
 
 
 def read_delta(
-    uri: str, columns: Mapping[str, CellType], base: Path, window: Window | None
+    uri: str,
+    columns: Mapping[str, CellType],
+    base: Path,
+    window: Window | None,
+    optional: frozenset[str] = frozenset(),
 ) -> Iterator[SourceBatch]:
     """The rows of a Delta table, a few megabytes at a time; files without rows of the window are left out.
 
@@ -58,7 +62,7 @@ def read_delta(
     try:
         table = DeltaTable(str(place), storage_options=options)
         dataset = table.to_pyarrow_dataset()
-        check_types(dataset.schema, name, columns)
+        columns = check_types(dataset.schema, name, columns, optional)
         for fragment in sorted(
             dataset.get_fragments(_filter(dataset.schema, window)), key=lambda file: file.path
         ):

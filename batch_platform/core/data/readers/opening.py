@@ -17,7 +17,7 @@ from typing import BinaryIO, cast
 import numpy as np
 import pyarrow as pa
 
-from batch_platform.core.data.cells import BoolArray
+from batch_platform.core.data.cells import BoolArray, CellType
 from batch_platform.core.data.contract import SHOWN_PAYLOAD, BadCell, Rejected, cut, printable
 from batch_platform.core.data.files import Location
 from batch_platform.core.data.objects import ObjectPath
@@ -81,25 +81,28 @@ def line_too_long(name: str) -> SourceError:
     )
 
 
-def check_columns(name: str, wanted: Mapping[str, object], found: Iterable[str]) -> None:
-    """Refuse a file that lacks a column of the contract, or has one twice.
+def columns_there(
+    name: str, wanted: Mapping[str, CellType], found: Iterable[str], optional: frozenset[str] = frozenset()
+) -> dict[str, CellType]:
+    """The columns of the contract that a file has. One that lacks others than optional ones, or has one twice, is refused.
 
-    Also columns that are not required: a column that came up null without a word would be wrong data.
+    Also where a column's cells may be empty: a column that came up null without a word would be wrong data.
 
     Raises:
         ContractError: names the file, the columns, and those that are there.
     """
     counts = Counter(found)
-    missing = [column for column in wanted if column not in counts]
+    missing = [column for column in wanted if column not in counts and column not in optional]
     if missing:
         there = cut(", ".join(counts), 300) or "none"
         raise ContractError(
             f"{name} lacks column {', '.join(missing)} of the contract; it has: {there}. "
-            "Correct the file, or source.columns in the pipeline file"
+            "Correct the file, or source.columns in the pipeline file (optional: true for a column that older files lack)"
         )
     twice = [column for column in wanted if counts[column] > 1]
     if twice:
         raise ContractError(f"{name} has column {twice[0]} more than once: rename or remove one of them")
+    return {column: kind for column, kind in wanted.items() if column in counts}
 
 
 def is_utf8(text: str) -> bool:

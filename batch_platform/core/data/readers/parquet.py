@@ -19,7 +19,7 @@ from batch_platform.core.data.readers.opening import (
     BATCH_ROWS,
     bad_cells,
     batch_of,
-    check_columns,
+    columns_there,
     open_searchable,
     readable,
 )
@@ -31,7 +31,11 @@ _UNREADABLE = (pa.ArrowInvalid, pa.ArrowNotImplementedError)
 
 
 def read_parquet(
-    path: Location, name: str, columns: Mapping[str, CellType], window: Window | None
+    path: Location,
+    name: str,
+    columns: Mapping[str, CellType],
+    window: Window | None,
+    optional: frozenset[str] = frozenset(),
 ) -> Iterator[SourceBatch]:
     """The rows of a Parquet file, a few megabytes at a time.
 
@@ -40,6 +44,7 @@ def read_parquet(
         name: what it is called in messages and in `source_file`.
         columns: the columns wanted and their types.
         window: row groups that its statistics exclude are skipped; other rows are not filtered here.
+        optional: columns that the file may lack; they are not in its batches then.
 
     Raises:
         SourceError: the file is no Parquet, damaged or cut off.
@@ -48,7 +53,7 @@ def read_parquet(
     with readable(name):
         file = _opened(path, name)
         with file:
-            check_types(file.schema_arrow, name, columns)
+            columns = check_types(file.schema_arrow, name, columns, optional)
             first_row = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -75,15 +80,19 @@ def _damaged(name: str, error: Exception) -> SourceError:
     )
 
 
-def check_types(schema: pa.Schema, name: str, columns: Mapping[str, CellType]) -> None:
-    check_columns(name, columns, schema.names)
-    for column, kind in columns.items():
+def check_types(
+    schema: pa.Schema, name: str, columns: Mapping[str, CellType], optional: frozenset[str]
+) -> dict[str, CellType]:
+    """The columns that are there, each of a type that can stand for the contract's."""
+    there = columns_there(name, columns, schema.names, optional)
+    for column, kind in there.items():
         found = schema.field(column).type
         if not convertible(found, kind):
             raise ContractError(
                 f"{name}: column {column} is of type {found}, which cannot be read as {kind}. "
                 "Correct the file, or the column's type in the pipeline file"
             )
+    return there
 
 
 def _skippable(file: pq.ParquetFile, group: int, window: Window | None) -> int | None:

@@ -16,7 +16,7 @@ from batch_platform.core.data.contract import BadCell, SourceBatch
 from batch_platform.core.data.databases.address import Address
 from batch_platform.core.data.databases.query import Query
 from batch_platform.core.data.databases.reading import Values, read_query
-from batch_platform.core.data.readers.opening import bad_cells, batch_of, check_columns
+from batch_platform.core.data.readers.opening import bad_cells, batch_of, columns_there
 from batch_platform.errors import ContractError
 
 
@@ -41,8 +41,7 @@ def read_sql(
     name = f"sql:{variable}"
     first = 0
     for batch in read_query(address, Query.parse(query), values):
-        check_columns(name, columns, batch.schema.names)
-        yield _source_batch(batch, first, name, columns)
+        yield _source_batch(batch, first, name, columns_there(name, columns, batch.schema.names))
         first += batch.num_rows
 
 
