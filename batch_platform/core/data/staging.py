@@ -113,7 +113,9 @@ def read_files(paths: Iterable[Location], columns: list[str] | None = None) -> I
     for path in paths:
         # partitioning=None: a folder named partition_key=... must not become a column.
         with pq.ParquetFile(path if isinstance(path, Path) else path.open()) as file:
-            yield from file.iter_batches(batch_size=ROW_GROUP_ROWS // 4, columns=columns)
+            # Each row group by itself: over all of them, Arrow would fetch the whole file ahead and hold it.
+            for group in range(file.num_row_groups):
+                yield from file.iter_batches(ROW_GROUP_ROWS // 4, [group], columns)
 
 
 def _repeating(schema: pa.Schema) -> list[str]:

@@ -102,7 +102,8 @@ def _model(options: argparse.Namespace) -> tuple[Path, ModelSignature]:
 
 def _open(path: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        # Pages are streamed; by default Arrow would fetch the whole file ahead and hold it.
+        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{path}: cannot be read as Parquet: {error}") from None
 

@@ -6,6 +6,7 @@ range, bytes that are no UTF-8) are bad cells, not errors. It judges no row othe
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +69,9 @@ def read_parquet(
 def _opened(path: Location, name: str) -> pq.ParquetFile:
     try:
         # A buffer makes Arrow stream the pages of a column instead of loading its whole row group.
-        return pq.ParquetFile(open_searchable(path), buffer_size=_PAGE_BUFFER)
+        # From object storage, where each request costs time, a row group is fetched at once.
+        is_near = isinstance(path, Path)
+        return pq.ParquetFile(open_searchable(path), buffer_size=_PAGE_BUFFER, pre_buffer=not is_near)
     except _UNREADABLE as error:
         raise _damaged(name, error) from error
 
