@@ -85,7 +85,9 @@ def commit(slice_: Slice, table: str, rows: pa.Table, **receipt: Any) -> None:
     slot = Slot(table, slice_.key)
     attempt = slice_.lake.begin(slot)
     with slice_.workspace(table, attempt) as folder:
-        staged = stage(rows.to_batches(), rows.schema, folder, table)
+        staged = stage(
+            rows.to_batches(max_chunksize=16_384), rows.schema, folder, table
+        )  # as stages give them
         made = slice_.receipt(f"{table}_{attempt}", **receipt)
         slice_.lake.commit(slot, staged, rows.schema, made, attempt)
 
