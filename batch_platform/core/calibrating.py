@@ -100,9 +100,7 @@ def calibrate(engine: Engine, model_digest: str, root: Location, again: bool = F
     """
     measured = measure(engine.predictor, engine.plan)
     now = datetime.now(UTC).isoformat(timespec="microseconds")
-    made = Calibration(
-        model_digest, _hardware(engine), engine.plan.dtype, choose(measured), measured, now
-    )  # fmt: skip
+    made = Calibration(model_digest, _hardware(engine), engine.plan.dtype, choose(measured), measured, now)
     place = _place(engine, model_digest, root)
     if again:
         files.remove(place)

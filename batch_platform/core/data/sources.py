@@ -60,9 +60,7 @@ def read_source(
     uri = source.uri.replace("{partition}", partition.key)
     window = None if source.partition_column is None else Window(source.partition_column, partition)
     optional = frozenset(name for name, spec in source.columns.items() if spec.optional)
-    batches = read_files(
-        uri, source.format, types, base, window=window, show_lines=shown, optional=optional
-    )  # fmt: skip
+    batches = read_files(uri, source.format, types, base, window=window, show_lines=shown, optional=optional)
     return _completed(batches, types) if optional else batches
 
 
