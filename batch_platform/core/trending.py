@@ -21,7 +21,7 @@ from batch_platform.core.reviewing import GROUPS
 from batch_platform.core.watching import QUALITY_CHECKS, quality_of
 from batch_platform.errors import MonitoringError
 
-# Realised metrics that are drawn, where a pipeline has them.
+# Metrics that are drawn, where a pipeline has them.
 _DRAWN = (
     "auc",
     "accuracy",
@@ -30,6 +30,9 @@ _DRAWN = (
     "r2",
     "mae",
     "rmse",
+    "ndcg",
+    "hit_rate",
+    "reciprocal_rank",
     "estimated_auc",
     "estimated_accuracy",
 )

@@ -1,6 +1,7 @@
 """The trend page from committed tables: everything on it, nothing live in it, on a disk and in object storage."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -131,3 +132,18 @@ def test_the_page_stays_small(partitions: int, columns: int) -> None:
     page = trend_page(made(partitions, columns))
     assert len(page) < 4_000_000
     assert ("with smaller z are not drawn" in page) == (columns > 300)
+
+
+def test_what_is_estimated_stands_apart_from_what_labels_showed_and_says_what_it_cannot_see() -> None:
+    series = {
+        "auc": Series([0.8, None], [0.7, None], [0.9, None]),
+        "ndcg": Series([0.2, 0.3], [None, None], [None, None]),
+        "estimated_auc": Series([None, 0.8], [None, None], [None, None]),
+    }
+    page = trend_page(replace(made(2, 1), performance=series))
+    realised, estimated = page.split("Performance estimated without labels")
+    assert ">auc<" in realised
+    assert ">ndcg<" in realised
+    assert ">estimated_auc<" in estimated
+    assert "cannot see a change of what the labels mean" in estimated
+    assert "estimated" not in trend_page(replace(made(2, 1), performance={"auc": series["auc"]}))

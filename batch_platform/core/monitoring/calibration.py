@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
+ESTIMATED = "estimated_"  # begins the names of what is estimated
 BLIND_SPOT = (
     "estimated from the scores alone: it assumes that rows with the same score are as often positive as before, so it "
     "follows a change of the rows and cannot see a change of what the labels mean; never an all-clear"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from batch_platform.core.monitoring.calibration import BLIND_SPOT, ESTIMATED
 from batch_platform.core.monitoring.reference import Reference
 from batch_platform.core.monitoring.reviews import Review
 from batch_platform.core.monitoring.summary import calibration_html, one_line
@@ -51,7 +52,7 @@ class Trend:
         statuses: by group: the status of each partition; None where it was not judged.
         scores: by (group, column): largest |z| of each partition.
         alarms: by (group, column): places of the partitions whose alarm names it.
-        performance: realised metrics by name.
+        performance: metrics by name, realised ones and estimated ones.
         references: every reference, oldest first.
         reviews: every decision, oldest first.
         left_out: older partitions that are not drawn.
@@ -187,24 +188,33 @@ def _column(trend: Trend, name: tuple[str, str]) -> str:
 
 
 def _performance(trend: Trend) -> Iterator[str]:
+    """What the labels say, and apart from it what the scores promise where labels are missing."""
     drawn = {name: series for name, series in trend.performance.items() if _known(series.values)}
-    if not drawn:
-        return
-    yield "<h2>Realised performance</h2>"
-    for name, series in drawn.items():
-        known = _known([*series.values, *series.low, *series.high])
-        low, high = min(known), max(known)
-        low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
-        parts = [
-            f'<text x="{_LEFT - 8}" y="25" text-anchor="end">{_safe(name, 28)}</text>',
-            f'<text x="{_LEFT + _WIDTH + 6}" y="10">{high:.3g}</text>',
-            f'<text x="{_LEFT + _WIDTH + 6}" y="{_HEIGHT - 4}">{low:.3g}</text>',
-            *_marks(trend, _HEIGHT),
-            *_intervals(trend, series, low, high),
-            _line(trend, series.values, low, high, "#2c6fbb"),
-        ]
-        yield _svg(_HEIGHT, parts)
-    yield "<p><small>Grey bars: 95 % intervals.</small></p>"
+    estimated = {name: series for name, series in drawn.items() if name.startswith(ESTIMATED)}
+    realised = {name: series for name, series in drawn.items() if name not in estimated}
+    if realised:
+        yield "<h2>Realised performance</h2>"
+        yield from (_metric(trend, name, series) for name, series in realised.items())
+        yield "<p><small>Grey bars: 95 % intervals.</small></p>"
+    if estimated:
+        yield "<h2>Performance estimated without labels</h2>"
+        yield from (_metric(trend, name, series) for name, series in estimated.items())
+        yield f"<p><small>Of partitions whose labels are not all there, {html.escape(BLIND_SPOT)}.</small></p>"
+
+
+def _metric(trend: Trend, name: str, series: Series) -> str:
+    known = _known([*series.values, *series.low, *series.high])
+    low, high = min(known), max(known)
+    low, high = (low, high) if high > low else (low - 0.5, high + 0.5)
+    parts = [
+        f'<text x="{_LEFT - 8}" y="25" text-anchor="end">{_safe(name, 28)}</text>',
+        f'<text x="{_LEFT + _WIDTH + 6}" y="10">{high:.3g}</text>',
+        f'<text x="{_LEFT + _WIDTH + 6}" y="{_HEIGHT - 4}">{low:.3g}</text>',
+        *_marks(trend, _HEIGHT),
+        *_intervals(trend, series, low, high),
+        _line(trend, series.values, low, high, "#2c6fbb"),
+    ]
+    return _svg(_HEIGHT, parts)
 
 
 def _intervals(trend: Trend, series: Series, low: float, high: float) -> Iterator[str]:
