@@ -11,7 +11,7 @@ import click
 from batch_platform.core.back_testing import GroupBackTest, PipelineBackTest, back_test
 from batch_platform.core.layout import Layout
 from batch_platform.core.monitoring.back_test import Trial
-from batch_platform.core.monitoring.reviews import Decision, Review
+from batch_platform.core.monitoring.reviews import About, Decision, Review
 from batch_platform.core.pipelines import defs_folder, find_pipeline, training_module
 from batch_platform.core.reviewing import as_values, decide
 from batch_platform.core.trending import write_trend
@@ -21,7 +21,7 @@ from batch_platform.settings import Settings
 
 @click.group()
 def drift() -> None:
-    """Drift alarms: decide on them; see what another strictness would have done."""
+    """Alarms: decide on them; see what another strictness of the drift rule would have done."""
 
 
 @drift.command()
@@ -32,6 +32,13 @@ def drift() -> None:
 @click.option(
     "--new-reference", "decision", flag_value="new_reference", help="Compare with the partitions up to D."
 )
+@click.option(
+    "--about",
+    type=click.Choice(["drift", "quality"]),
+    default="drift",
+    show_default=True,
+    help="quality: decide on what is unusual in the data quality of D, also where it was not published for that.",
+)
 @click.option("--since", help="First partition of the new reference; default: as many as the pipeline says.")
 @click.option("--retrain", is_flag=True, help="With --reject: ask for a training of the pipeline's model.")
 @click.option("--by", required=True, help="Who decides it.")
@@ -41,6 +48,7 @@ def review(
     pipeline: str,
     partition: str,
     decision: Decision | None,
+    about: About,
     since: str | None,
     retrain: bool,
     by: str,
@@ -50,8 +58,9 @@ def review(
     """Record the decision on the alarm of partition D.
 
     An accepted alarm does not fire again for the same column, statistic and direction, from D on, until there is
-    another reference. The decision is kept for good, and shown on the check, the trend page and in `status`; a
-    running daemon judges the alarms again that it speaks of.
+    another reference (of data quality: while D is in the history) or it is twice as large. The decision is kept for
+    good, and shown on the check, the trend page and in `status`; a running daemon judges the alarms again that it
+    speaks of.
     """
     if decision is None:
         raise click.UsageError("say what is decided: --accept, --reject or --new-reference")
@@ -61,7 +70,7 @@ def review(
         raise MonitoringError(
             f"pipeline {pipeline}: --retrain needs a training.py beside the pipeline file; there is none"
         )
-    made = decide(spec, settings, partition, decision, by, why, retrain, since)
+    made = decide(spec, settings, partition, decision, by, why, retrain, since, about)
     write_trend(Layout.of(settings, pipeline))
     click.echo(
         json.dumps(as_values(made), indent=2, ensure_ascii=False) if as_json else _text(pipeline, made)
@@ -71,9 +80,10 @@ def review(
 def _text(pipeline: str, made: Review) -> str:
     lines = [f"{pipeline} {made.partition_key}: {made.words} (decision {made.number})"]
     lines += [f"  {cause.group}: {cause}" for cause in made.causes]
+    what = f"--assets {pipeline}/drift_report" if made.about == "drift" else f"--job {pipeline}"
     lines.append(
         "the daemon judges the partition again within a minute; without one: "
-        f"dg launch --assets {pipeline}/drift_report --partition {made.partition_key}"
+        f"dg launch {what} --partition {made.partition_key}"
     )
     if made.retrain:
         lines.append(f"and it starts the training; without one: dg launch --assets {pipeline}/training")

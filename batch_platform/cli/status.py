@@ -45,11 +45,11 @@ def _text(view: Overview) -> str:
         f"{missing} missing{late}{stale}",
         "  rows: " + ", ".join(f"{count} {table}" for table, count in view.rows.items()),
         *([f"  model {view.model}"] if view.model else []),
-        *_some("failed", view.failed),
+        *_some("failed", _decided(view.failed, view.quality_decisions)),
         *_some("quarantined", {key: f"{rows} rows" for key, rows in sorted(view.quarantined.items())}),
         *_some("stale", view.stale),
-        *_some("drifting", {key: _drift(view, key) for key in view.drifting}),
-        *_some("warning", view.warnings),
+        *_some("drifting", _decided(view.drifting, view.decisions)),
+        *_some("warning", _decided(view.warnings, view.quality_decisions)),
     ]
     lines += [f"  missing {first} to {last}" for first, last in view.missing]
     if view.next_command:
@@ -57,9 +57,8 @@ def _text(view: Overview) -> str:
     return "\n".join(lines)
 
 
-def _drift(view: Overview, key: str) -> str:
-    decided = view.decisions.get(key)
-    return view.drifting[key] + (f" [{decided}]" if decided else "")
+def _decided(found: Mapping[str, str], decisions: Mapping[str, str]) -> dict[str, str]:
+    return {key: words + (f" [{decisions[key]}]" if key in decisions else "") for key, words in found.items()}
 
 
 def _some(what: str, found: Mapping[str, str]) -> list[str]:

@@ -233,7 +233,7 @@ def _commit_metrics(
             rows.append((table, column, score, column in named, verdict.status, version))
     columns = list(zip(*rows, strict=True)) or [()] * len(_METRICS)
     arrays = [pa.array(values, field.type) for values, field in zip(columns, _METRICS, strict=True)]
-    numbers = {review.number for each in decided.values() for _, review in (*each.accepted, *each.rejected)}
+    numbers = {review.number for each in decided.values() for review in each.reviews}
     rows_of_metrics = pa.RecordBatch.from_arrays(arrays, schema=_METRICS)
     commit_small(slice_, "drift_metrics", rows_of_metrics, identity, owners_decisions=sorted(numbers), **what)
 

@@ -165,7 +165,8 @@ def _featurize(slice_: Slice, raw: Commit, made: Featurizer) -> StageResult:
         known = standing_quarantine(slice_, "features")
         watch = Watch.of_features(slice_, schema.names)
         checks = _judge(slice_, watch, lake.paths("features", slice_.key), schema, known, entering)
-        publishable(slice_, "features", checks, known)
+        with watch.explaining_refusal():
+            publishable(slice_, "features", checks, known)
         watch.keep()
         return _result(standing, checks, reused=True)
 
@@ -175,7 +176,8 @@ def _featurize(slice_: Slice, raw: Commit, made: Featurizer) -> StageResult:
         staged = stage(made.rows(rejected), schema, folder, "features")
         watch = Watch.of_features(slice_, schema.names)
         checks = _judge(slice_, watch, (file.path for file in staged), schema, rejected, entering)
-        publishable(slice_, "features", checks, rejected)
+        with watch.explaining_refusal():
+            publishable(slice_, "features", checks, rejected)
         what = {
             "recipe": recipe.name,
             "recipe_version": recipe.version,
@@ -188,6 +190,7 @@ def _featurize(slice_: Slice, raw: Commit, made: Featurizer) -> StageResult:
             "model_files": recipe.file_digests,
             "expands": recipe.expands,
             "profile": watch.digest,
+            "owners_decisions": watch.owners_decisions,
         }
         commit = publish(slice_, "features", staged, schema, rejected, identity, attempt, **what)
     watch.keep()

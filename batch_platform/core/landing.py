@@ -44,7 +44,8 @@ def land_partition(slice_: Slice) -> StageResult:
             gate.quarantined_share(rejected, counts.rows_in, spec.inference.max_error_share),
             *watch.checks(),
         )
-        publishable(slice_, "raw", checks, rejected)
+        with watch.explaining_refusal():
+            publishable(slice_, "raw", checks, rejected)
 
         places = [[row.source_file, row.source_row, row.message] for row in rejected]
         identity = fingerprint({"files": [file.sha256 for file in staged], "rejected": places})
@@ -59,6 +60,7 @@ def land_partition(slice_: Slice) -> StageResult:
                 "inputs": _inputs(slice_, counts.files),
                 "contract_version": contract_version(spec.source.model_dump(mode="json")),
                 "rows_in": counts.rows_in,
+                "owners_decisions": watch.owners_decisions,
             }
             publish(slice_, "raw", staged, schema, rejected, identity, attempt, **what)
     watch.keep()

@@ -36,6 +36,7 @@ class Overview:
         stale: key -> stages that were made of something that is another now, and of what.
         drifting: key -> what the drift checks of the last try say.
         decisions: key -> what owners decided on the drift, of the drifting partitions.
+        quality_decisions: key -> what they decided on the data quality, of the partitions with warnings or that failed.
         warnings: key -> what other checks say that did not stop anything.
         rows: rows that stand, by table.
         model: what is wrong with the model that the next run would score with; empty where nothing is known.
@@ -52,6 +53,7 @@ class Overview:
     stale: Mapping[str, str]
     drifting: Mapping[str, str]
     decisions: Mapping[str, str]
+    quality_decisions: Mapping[str, str]
     warnings: Mapping[str, str]
     rows: Mapping[str, int]
     model: str
@@ -108,6 +110,7 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         stale={partition.key: why for partition, why in stale.items()},
         drifting=drifting,
         decisions=decided,
+        quality_decisions=decisions(layout, list(dict.fromkeys([*warnings, *failed])), "quality"),
         warnings=warnings,
         rows=rows,
         model=model,

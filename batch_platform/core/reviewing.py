@@ -1,6 +1,6 @@
 """An owner's decision on a partition's alarm: what it is about, what it makes, and which partitions feel it.
 
-Reads the verdicts of `drift.json`; the decisions themselves are kept by `monitoring/reviews.py`.
+Reads the verdicts of `drift.json`, and those on data quality; the decisions themselves are kept by `monitoring/reviews.py`.
 """
 
 import json
@@ -13,8 +13,9 @@ from batch_platform.core.data import files
 from batch_platform.core.layout import Layout
 from batch_platform.core.monitoring.drift import MINIMUM_REFERENCE_DAYS
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
-from batch_platform.core.monitoring.reviews import Cause, Decision, Review, ReviewStore
+from batch_platform.core.monitoring.reviews import About, Cause, Decision, Review, ReviewStore
 from batch_platform.core.spec import PipelineSpec
+from batch_platform.core.watching import QUALITY_CHECKS, quality_causes, refused_folder
 from batch_platform.errors import MonitoringError
 from batch_platform.settings import Settings
 
@@ -47,7 +48,13 @@ def alarm_of(layout: Layout, partition_key: str) -> Alarm | None:
     try:
         values = json.loads(content)
         causes = tuple(
-            Cause(group, finding["column"], finding["statistic"], finding["direction"])
+            Cause(
+                group,
+                finding["column"],
+                finding["statistic"],
+                finding["direction"],
+                abs(float(finding["effect"])),
+            )
             for group in GROUPS
             for finding in [*values[group]["findings"], *values[group]["accepted"]]
         )
@@ -67,6 +74,7 @@ def decide(
     why: str,
     retrain: bool = False,
     since: str | None = None,
+    about: About = "drift",
 ) -> Review:
     """Record what an owner decided on a partition's alarm.
 
@@ -75,37 +83,56 @@ def decide(
             and goes on firing. `new_reference`: days are compared with the newest partitions up to this one.
         retrain: with `reject`: ask for a training.
         since: with `new_reference`: its first partition; default: so many as `drift.reference_partitions` says.
+        about: drift, or what is unusual in the partition's data quality.
 
     Raises:
         PartitionKeyError: the key is none of the pipeline's.
-        MonitoringError: the partition was not judged, raised no alarm, or is no end of a reference.
+        MonitoringError: the partition was not judged, raised no such alarm, or is no end of a reference.
         StorageError: it cannot be recorded.
     """
     layout = Layout.of(settings, spec.name)
     for key in filter(None, (partition_key, since)):
         spec.partitions.calendar().partition(key)  # refuses a key that is none
-    about = f"pipeline {spec.name}, partition {partition_key}"
+    place = f"pipeline {spec.name}, partition {partition_key}"
     if retrain and decision != "reject":
-        raise MonitoringError(f"{about}: a training can be asked for when an alarm is rejected")
+        raise MonitoringError(f"{place}: a training can be asked for when an alarm is rejected")
     if since is not None and decision != "new_reference":
-        raise MonitoringError(f"{about}: a first partition belongs to a new reference")
-    alarm = alarm_of(layout, partition_key)
-    if alarm is None:
+        raise MonitoringError(f"{place}: a first partition belongs to a new reference")
+    if about == "quality" and decision == "new_reference":
         raise MonitoringError(
-            f"{about}: no verdict to decide on; materialize {spec.name}/drift_report for it first"
+            f"{place}: a new reference is of drift; data quality is learned from the history"
         )
-    if not alarm.causes and decision != "new_reference":
+    alarm = _quality_alarm(layout, partition_key) if about == "quality" else alarm_of(layout, partition_key)
+    if alarm is None or not (alarm.causes or decision == "new_reference"):
         raise MonitoringError(
-            f"{about}: the partition raised no alarm, so there is nothing to {decision}; `batch-platform status "
-            f"{spec.name}` lists the drifting ones"
+            f"{place}: {_nothing_to_decide(spec.name, layout, partition_key, about, alarm)}"
         )
     made = None
     if decision == "new_reference":
         made = _new_reference(spec, layout, partition_key, since, by, why).version
     store = ReviewStore(layout.monitoring)
     return store.record(
-        partition_key, decision, by, why, alarm.causes, alarm.reference, made_reference=made, retrain=retrain
+        partition_key, decision, by, why, alarm.causes, alarm.reference, made, retrain=retrain, about=about
     )
+
+
+def _nothing_to_decide(
+    pipeline: str, layout: Layout, partition_key: str, about: About, alarm: Alarm | None
+) -> str:
+    """Why there is nothing to decide on, and what to do."""
+    quality = _quality_alarm(layout, partition_key)
+    if about == "drift" and quality is not None and quality.causes:
+        return "no alarm of drift, but its data quality is not as usual: decide on that with --about quality"
+    if alarm is None:
+        stage = "drift_report" if about == "drift" else "raw"
+        return f"no verdict to decide on; materialize {pipeline}/{stage} for it first"
+    what = "drift" if about == "drift" else "data quality"
+    return f"the partition raised no alarm of {what}; `batch-platform status {pipeline}` lists the alarms"
+
+
+def _quality_alarm(layout: Layout, partition_key: str) -> Alarm | None:
+    causes = quality_causes(layout, partition_key)
+    return None if causes is None else Alarm(causes, 0)
 
 
 def _new_reference(
@@ -140,29 +167,43 @@ def _new_reference(
 
 
 def to_judge_again(layout: Layout, review: Review) -> list[str]:
-    """The partition of a decision, and later ones whose alarms it speaks of: their verdicts are to be made again."""
-    known = [key for key in ReferenceStore(layout.monitoring).keys(*GROUPS) if key > review.partition_key]
-    return [review.partition_key, *(key for key in known if _feels(layout, key, review))]
+    """The partition of a decision, and later ones whose alarms it speaks of: their verdicts are to be made again.
+
+    Of data quality those later ones that were refused: what has landed is history by now.
+    """
+    if review.about == "quality":
+        refused = (files.entries(refused_folder(layout, stage), "*.json") for stage in QUALITY_CHECKS)
+        known = sorted({path.stem for each in refused for path in each})
+    else:
+        known = ReferenceStore(layout.monitoring).keys(*GROUPS)
+    later = (key for key in known if key > review.partition_key)
+    return [review.partition_key, *(key for key in later if _feels(layout, key, review))]
 
 
 def _feels(layout: Layout, partition_key: str, review: Review) -> bool:
-    alarm = alarm_of(layout, partition_key)
+    alarm = (
+        _quality_alarm(layout, partition_key)
+        if review.about == "quality"
+        else alarm_of(layout, partition_key)
+    )
     if alarm is None or not alarm.causes or review.decision == "reject":
         return False
     return review.decision == "new_reference" or not set(alarm.causes).isdisjoint(review.causes)
 
 
-def decisions(layout: Layout, partition_keys: Iterator[str] | list[str]) -> dict[str, str]:
+def decisions(
+    layout: Layout, partition_keys: Iterator[str] | list[str], about: About = "drift"
+) -> dict[str, str]:
     """What owners decided on these partitions' alarms, in words; partitions without a decision are left out."""
-    reviews = ReviewStore(layout.monitoring).all()
+    reviews = [review for review in ReviewStore(layout.monitoring).all() if review.about == about]
     if not reviews:
         return {}
-    found = {key: _words(layout, key, reviews) for key in partition_keys}
+    find = alarm_of if about == "drift" else _quality_alarm
+    found = {key: _words(key, find(layout, key), reviews) for key in partition_keys}
     return {key: words for key, words in found.items() if words}
 
 
-def _words(layout: Layout, partition_key: str, reviews: list[Review]) -> str:
-    alarm = alarm_of(layout, partition_key)
+def _words(partition_key: str, alarm: Alarm | None, reviews: list[Review]) -> str:
     causes = set() if alarm is None else set(alarm.causes)
     speaking = [
         review

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -29,13 +30,13 @@ from batch_platform.core.monitoring.quality import (
     VALUES,
     VOLUME,
     Observed,
-    QualityVerdict,
     judge_quality,
 )
 from batch_platform.core.monitoring.reference import ReferenceStore
+from batch_platform.core.monitoring.reviews import Cause, ReviewedQuality, ReviewStore, reviewed_quality
 from batch_platform.core.slice import Slice
 from batch_platform.core.spec import LANDED_COLUMNS, PipelineSpec
-from batch_platform.errors import MonitoringError, PartitionKeyError
+from batch_platform.errors import GateError, MonitoringError, PartitionKeyError
 
 WatchedStage = Literal["raw", "features"]
 # The stages share the budget. Volume and freshness are the source's: features follow it.
@@ -117,7 +118,7 @@ class Watch:
         return hashlib.sha256(self.content).hexdigest()
 
     def checks(self) -> tuple[CheckResult, ...]:
-        """The verdicts on the rows that have passed."""
+        """The verdicts on the rows that have passed, after the owners' decisions."""
         severity = self._slice.spec.quality.severity
         try:
             verdicts = self._verdicts
@@ -129,9 +130,32 @@ class Watch:
                 for check in QUALITY_CHECKS[self._stage]
             )
         return tuple(
-            CheckResult(check, verdict.status != "alert", verdict.message, _values(verdict), severity)
-            for check, verdict in verdicts.items()
+            CheckResult(
+                check, found.verdict.status != "alert", found.verdict.message, _values(found), severity
+            )
+            for check, found in verdicts.items()
         )
+
+    @contextmanager
+    def explaining_refusal(self) -> Iterator[None]:
+        """What the gate refuses in this block for its quality is kept for the owner to decide on, and says how.
+
+        Raises:
+            GateError: as raised in the block.
+        """
+        try:
+            yield
+        except GateError as error:
+            refused = {check.name for check in error.checks if not check.passed and check.severity == "error"}
+            if not any(causes for check, causes in self._causes().items() if check in refused):
+                raise
+            slice_ = self._slice
+            files.replace(refused_file(slice_.layout, slice_.key, self._stage), self._told())
+            raise GateError(
+                f"{error}; where this is expected: batch-platform drift review {slice_.spec.name} {slice_.key} "
+                "--about quality --accept --by WHO --why TEXT, then materialize the partition again",
+                error.checks,
+            ) from None
 
     def keep(self) -> None:
         """Keep profile and verdicts of rows that stand now.
@@ -140,17 +164,42 @@ class Watch:
             StorageError: they cannot be written.
         """
         ReferenceStore(self._slice.layout.monitoring).save_content(self._stage, self._slice.key, self.content)
-        told = {
-            check.name: {"passed": check.passed, "message": check.description, **check.values}
-            for check in self.checks()
-        }
-        path = quality_file(self._slice.layout, self._slice.key, self._stage)
-        content = json.dumps(told, indent=1, ensure_ascii=False).encode()
+        path, content = quality_file(self._slice.layout, self._slice.key, self._stage), self._told()
         if files.read_if_there(path) != content:
             files.replace(path, content)
+        files.remove(refused_file(self._slice.layout, self._slice.key, self._stage))
+
+    @property
+    def owners_decisions(self) -> list[int]:
+        """Numbers of the decisions on what is unusual, for the receipt."""
+        try:
+            return sorted({review.number for found in self._verdicts.values() for review in found.reviews})
+        except MonitoringError:
+            return []  # the checks say so
+
+    def _told(self) -> bytes:
+        """The verdicts as JSON."""
+        causes = self._causes()
+        told = {
+            check.name: {
+                "passed": check.passed,
+                "message": check.description,
+                "causes": causes.get(check.name, []),
+                **check.values,
+            }
+            for check in self.checks()
+        }
+        return json.dumps(told, indent=1, ensure_ascii=False).encode()
+
+    def _causes(self) -> dict[str, list[dict[str, Any]]]:
+        """What is unusual, accepted or not, by check; empty where it cannot be judged, as the checks say."""
+        try:
+            return {name: [vars(cause) for cause in found.causes] for name, found in self._verdicts.items()}
+        except MonitoringError:
+            return {}
 
     @cached_property
-    def _verdicts(self) -> dict[str, QualityVerdict]:
+    def _verdicts(self) -> dict[str, ReviewedQuality]:
         spec, key = self._slice.spec, self._slice.key
         store = ReferenceStore(self._slice.layout.monitoring)
         earlier = [each for each in store.keys(self._stage) if each < key]
@@ -165,12 +214,64 @@ class Watch:
         budget = spec.drift.false_alarms_per_quarter / len(QUALITY_CHECKS)
         now = Observed.of(self._slice.partition.start, self._slice.partition.end, facts_of(self.profile))
         known = [each for each in past if each is not None]
-        return judge_quality(known, now, QUALITY_CHECKS[self._stage], budget)
+        verdicts = judge_quality(known, now, QUALITY_CHECKS[self._stage], budget)
+        # A decision speaks as long as its partition is in the history: then that knows what is usual.
+        reviews = (
+            ReviewStore(self._slice.layout.monitoring).all()
+            if any(v.findings for v in verdicts.values())
+            else []
+        )
+        speaking = [
+            each for each in reviews if each.about == "quality" and each.partition_key in {key, *keys}
+        ]
+        return {
+            check: reviewed_quality(self._stage, verdict, speaking) for check, verdict in verdicts.items()
+        }
 
 
 def quality_file(layout: Layout, partition_key: str, stage: WatchedStage) -> Location:
     """Where the verdicts on a partition's quality are."""
     return layout.report(partition_key) / f"quality-{stage}.json"
+
+
+def refused_file(layout: Layout, partition_key: str, stage: WatchedStage) -> Location:
+    """Where the verdicts are on rows that were not published for their quality; gone when others are."""
+    return refused_folder(layout, stage) / f"{partition_key}.json"
+
+
+def refused_folder(layout: Layout, stage: WatchedStage) -> Location:
+    """Where those of all partitions are, by partition key."""
+    return layout.monitoring / "refused" / stage
+
+
+def quality_causes(layout: Layout, partition_key: str) -> tuple[Cause, ...] | None:
+    """What is unusual in a partition's quality, accepted or not: of what was refused last, else of what stands.
+
+    None where it was not judged.
+
+    Raises:
+        MonitoringError: the verdicts cannot be read.
+    """
+    found: list[Cause] | None = None
+    for stage in QUALITY_CHECKS:
+        for path in (
+            refused_file(layout, partition_key, stage),
+            quality_file(layout, partition_key, stage),
+        ):
+            content = files.read_if_there(path)
+            if content is None:
+                continue
+            try:
+                causes = [
+                    Cause(**cause)
+                    for told in json.loads(content).values()
+                    for cause in told.get("causes", ())
+                ]
+            except (ValueError, TypeError, AttributeError) as error:
+                raise _unreadable(layout, partition_key, stage, path, error) from None
+            found = [*(found or ()), *causes]
+            break
+    return None if found is None else tuple(found)
 
 
 def quality_of(layout: Layout, partition_key: str) -> dict[str, dict[str, Any]]:
@@ -190,10 +291,16 @@ def quality_of(layout: Layout, partition_key: str) -> dict[str, dict[str, Any]]:
             for check, each in told.items():
                 found[f"{stage} {check}"] = {**each, "passed": each["passed"], "message": each["message"]}
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise MonitoringError(
-                f"{path}: cannot be read ({error!r}); materialize {layout.pipeline}/{stage} for {partition_key} again"
-            ) from None
+            raise _unreadable(layout, partition_key, stage, path, error) from None
     return found
+
+
+def _unreadable(
+    layout: Layout, partition_key: str, stage: str, path: Location, error: Exception
+) -> MonitoringError:
+    return MonitoringError(
+        f"{path}: cannot be read ({error!r}); materialize {layout.pipeline}/{stage} for {partition_key} again"
+    )
 
 
 def unusual(layout: Layout, partition_key: str) -> dict[str, str]:
@@ -218,15 +325,18 @@ def _observed(calendar: PartitionCalendar, partition_key: str, facts: Facts) -> 
     return Observed.of(partition.start, partition.end, facts)
 
 
-def _values(verdict: QualityVerdict) -> dict[str, Any]:
+def _values(found: ReviewedQuality) -> dict[str, Any]:
+    verdict = found.verdict
     values: dict[str, Any] = {
         "status": verdict.status,
         "partitions_before": verdict.partitions,
         "statistics": verdict.statistics,
         "season": verdict.season,
     }
+    if found.words:
+        values["owner's decision"] = found.words
     shown = verdict.findings[:_SHOWN_FINDINGS]
-    return values | {f"{found.column} {found.statistic}".strip(): found.words for found in shown}
+    return values | {f"{each.column} {each.statistic}".strip(): each.words for each in shown}
 
 
 def _masked(column: pa.Array) -> pa.Array:

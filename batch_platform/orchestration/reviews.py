@@ -35,6 +35,13 @@ class OwnersDecision(Enum):
     new_reference = "new_reference"
 
 
+class AlarmOf(Enum):
+    """What the alarm is about."""
+
+    drift = "drift"
+    quality = "quality"
+
+
 class ReviewConfig(dg.Config):
     """The form of a decision."""
 
@@ -45,6 +52,11 @@ class ReviewConfig(dg.Config):
     )
     by: str = Field(description="Who decides.")
     why: str = Field(description="The reason; shown wherever the alarm is.")
+    about: AlarmOf = Field(
+        default=AlarmOf.drift,
+        description="drift, or quality: what is unusual in the data quality, also where the partition was not "
+        "published for it.",
+    )
     retrain: bool = Field(default=False, description="With reject: start the asset `training`.")
     since: str = Field(
         default="",
@@ -61,7 +73,7 @@ def review_job(spec: PipelineSpec, is_trained: bool) -> dg.JobDefinition:
 
     @dg.op(
         name=f"{spec.name}__decision",
-        description="Records what an owner decided on the alarm of a partition.",
+        description="Records what an owner decided on an alarm of a partition.",
     )
     def decision(context: dg.OpExecutionContext, config: ReviewConfig) -> None:
         from batch_platform.core.reviewing import as_values, decide
@@ -80,6 +92,7 @@ def review_job(spec: PipelineSpec, is_trained: bool) -> dg.JobDefinition:
                 config.why,
                 config.retrain,
                 config.since or None,
+                config.about.value,
             )
             page = write_trend(Layout.of(settings, spec.name))
         except BatchPlatformError as error:
@@ -90,7 +103,7 @@ def review_job(spec: PipelineSpec, is_trained: bool) -> dg.JobDefinition:
 
     @dg.job(
         name=f"{spec.name}_drift_review",
-        description=f"An owner's decision on a drift alarm of {spec.name}: fill in the form, launch.",
+        description=f"An owner's decision on an alarm of {spec.name}, of drift or data quality: fill in the form, launch.",
     )
     def review() -> None:
         decision()
@@ -144,11 +157,13 @@ def review_sensor(
         calendar = spec.partitions.calendar()
         for review in new:
             partitions = list(_in_calendar(calendar, to_judge_again(layout, review)))
+            # What was refused for its quality goes through all stages now.
+            selection = [asset_key(spec, "drift_report")] if review.about == "drift" else None
             for first, last in contiguous(partitions):
                 yield dg.RunRequest(
                     run_key=f"decision {review.number} {first.key}",
                     job_name=job.name,
-                    asset_selection=[asset_key(spec, "drift_report")],
+                    asset_selection=selection,
                     tags={
                         ASSET_PARTITION_RANGE_START_TAG: first.key,
                         ASSET_PARTITION_RANGE_END_TAG: last.key,

@@ -12,9 +12,11 @@ from batch_platform.core.featurizing import featurize_partition
 from batch_platform.core.landing import land_partition
 from batch_platform.core.monitoring.profile import Profile
 from batch_platform.core.monitoring.reference import ReferenceStore
+from batch_platform.core.monitoring.reviews import Decision, Review
+from batch_platform.core.reviewing import decide, decisions, to_judge_again
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.watching import quality_of
-from batch_platform.errors import GateError
+from batch_platform.errors import GateError, MonitoringError
 from batch_platform_tests.core.committed import commit, slice_of
 
 SOURCE = {
@@ -167,3 +169,81 @@ def test_features_are_judged_by_their_own_history(pipeline: Pipeline) -> None:
     path = pipeline.slice(DAYS[QUIET]).layout.report(DAYS[QUIET]) / "quality-features.json"
     told = json.loads(path.read_bytes())
     assert "plan: never seen before" in told["known_values"]["plan never seen before"]
+
+
+def decide_on(pipeline: Pipeline, day: str, what: Decision, **more: Any) -> Review:
+    slice_ = pipeline.slice(day)
+    return decide(slice_.spec, slice_.settings, day, what, "ann", "a <b>sale</b>", about="quality", **more)
+
+
+def test_a_refused_partition_passes_after_its_owner_accepted_it(pipeline: Pipeline) -> None:
+    pipeline.sections["quality"] = {"severity": "error"}
+    day, after = DAYS[QUIET], DAYS[QUIET + 1]
+    for refused in (day, after):
+        with pytest.raises(
+            GateError, match=rf"drift review mini {refused} --about quality --accept"
+        ) as error:
+            pipeline.land(refused, rows=90, nulls=1)
+        assert [check.name for check in error.value.checks if not check.passed] == ["usual_volume"]
+    layout = pipeline.slice(day).layout
+    with pytest.raises(MonitoringError, match=r"no alarm of drift, .* --about quality"):
+        decide(pipeline.slice(day).spec, pipeline.slice(day).settings, day, "accept", "ann", "sale")
+    made = decide_on(pipeline, day, "accept")
+    assert [(cause.group, str(cause)) for cause in made.causes] == [("raw quality", "rows down")]
+    assert to_judge_again(layout, made) == [day, after]
+    assert decisions(layout, [day, after], "quality") == {day: made.words, after: made.words}
+    assert decisions(layout, [day, after]) == {}
+
+    result = pipeline.land(day, rows=90, nulls=1)
+    (volume,) = [check for check in result.checks if check.name == "usual_volume"]
+    assert volume.passed
+    assert volume.description == "nothing else is unusual; accepted by an owner: rows down"
+    assert volume.values["owner's decision"] == made.words
+    assert pipeline.slice(day).committed("raw").receipt["owners_decisions"] == [1]
+    assert quality_of(layout, day)["raw usual_volume"]["owner's decision"] == made.words
+    assert pipeline.red(pipeline.land(after, rows=80, nulls=1)) == set()
+    assert to_judge_again(layout, made) == [day]
+
+
+def test_what_was_not_accepted_is_refused_still(pipeline: Pipeline) -> None:
+    pipeline.sections["quality"] = {"severity": "error"}
+    day, after = DAYS[QUIET], DAYS[QUIET + 1]
+    with pytest.raises(GateError, match="never seen before"):
+        pipeline.land(day, plan="gold")
+    assert str(decide_on(pipeline, day, "accept").causes[0]) == "plan (never seen before 'gold' up)"
+    for changes, check in (
+        ({"plan": "silver"}, "known_values"),  # another new value
+        ({"plan": "gold", "nulls": 60}, "usual_nulls"),  # more than what was accepted
+        ({"plan": "gold", "rows": 20, "nulls": 0}, "usual_volume"),
+    ):
+        with pytest.raises(GateError) as error:
+            pipeline.land(day, **changes)
+        assert [each.name for each in error.value.checks if not each.passed] == [check]
+    assert pipeline.red(pipeline.land(day, plan="gold")) == set()
+    assert pipeline.red(pipeline.land(after, plan="gold")) == set()  # known by now
+    with pytest.raises(MonitoringError, match="raised no alarm of data quality"):
+        decide_on(pipeline, after, "accept")
+    with pytest.raises(MonitoringError, match="a new reference is of drift"):
+        decide_on(pipeline, day, "new_reference")
+    with pytest.raises(MonitoringError, match="no verdict to decide on; materialize mini/raw"):
+        decide_on(pipeline, "2026-02-01", "accept")
+
+
+def test_far_more_than_what_was_accepted_is_refused_again(pipeline: Pipeline) -> None:
+    pipeline.sections["quality"] = {"severity": "error"}
+    day = DAYS[QUIET]
+    with pytest.raises(GateError, match="rows 150"):
+        pipeline.land(day, rows=150, nulls=1)
+    decide_on(pipeline, day, "accept")
+    with pytest.raises(GateError, match=r"rows 20, .*more than twice as large as what an owner accepted"):
+        pipeline.land(day, rows=20, nulls=0)
+    assert pipeline.red(pipeline.land(day, rows=150, nulls=1)) == set()
+
+
+def test_a_rejected_warning_stays_and_says_by_whom(pipeline: Pipeline) -> None:
+    day = DAYS[QUIET]
+    pipeline.land(day, rows=90, nulls=1)
+    decide_on(pipeline, day, "reject")
+    result = pipeline.land(day, rows=90, nulls=1)
+    (volume,) = [check for check in result.checks if not check.passed]
+    assert volume.values["owner's decision"].startswith("rejected (data quality) by ann on ")

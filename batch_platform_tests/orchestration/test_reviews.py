@@ -71,6 +71,26 @@ def test_a_rejected_alarm_starts_the_training(drifting: Mini) -> None:
     assert (training.job_name, training.run_key) == ("mini_training", "decision 1 training")
 
 
+def test_a_partition_refused_for_its_quality_is_run_again_when_it_was_accepted(
+    mini: Mini, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendering, "Renderer", Pages)
+    mini.change(drift={"reference_partitions": 3}, quality={"severity": "error"})
+    quiet, refused = [f"2026-01-{day:02d}" for day in range(1, 15)], ["2026-01-15", "2026-01-16"]
+    for day in (*quiet, *refused):
+        mini.write(day, 8 if day in refused else 60)
+    mini.run(quiet[0], refused[-1], ["raw", "features"], fail=True)
+    assert [mini.check("raw", "usual_volume", day) for day in refused] == [False, False]
+    launch(mini, decision="accept", about="quality", partition=refused[0])
+    (request,) = tick(mini).run_requests or []
+    assert request.asset_selection is None
+    tags = (ASSET_PARTITION_RANGE_START_TAG, ASSET_PARTITION_RANGE_END_TAG)
+    assert [request.tags[tag] for tag in tags] == refused
+    mini.run(refused[0], refused[-1])
+    assert [mini.check("raw", "usual_volume", day) for day in refused] == [True, True]
+    assert mini.rows("predictions", refused[1]) == 8
+
+
 def test_mistakes_in_the_form_are_told_and_nothing_is_recorded(drifting: Mini) -> None:
     for form, words in (
         ({"decision": "accept", "partition": QUIET}, "raised no alarm"),

@@ -17,6 +17,7 @@ from batch_platform.core.monitoring.season import Season
 from batch_platform.core.monitoring.unusual import FEWEST_PARTITIONS, Judged, Series, judge
 
 Status = Literal["ok", "alert", "not enough history", "no rows"]
+Direction = Literal["up", "down", "changed"]
 
 VOLUME, FRESHNESS, NULLS = "usual_volume", "freshness", "usual_nulls"
 RANGES, VALUES = "usual_ranges", "known_values"
@@ -74,12 +75,18 @@ class QualityFinding:
         statistic: what of it.
         words: the number, and what is usual.
         z: how far from usual, in spreads; infinite where no spread is needed.
+        direction: up or down; changed where there are no more and less.
+        size: how far from usual, without a sign; None where there is no more and less.
+        values: where values are new, which.
     """
 
     column: str
     statistic: str
     words: str
     z: float
+    direction: Direction = "changed"
+    size: float | None = None
+    values: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,13 +112,14 @@ class QualityVerdict:
 
 @dataclass(frozen=True)
 class _Watched:
-    """A series with its words: `told` says a number in its unit, `now` the judged one."""
+    """A series with its words: `told` says a number in its unit, `now` the judged one, `values` which values it is about."""
 
     column: str
     statistic: str
     series: Series
     told: Callable[[float], str]
     now: str = ""
+    values: str = ""
     # Where it lies beyond everything that was seen by enough; None: the series' floor decides.
     is_beyond: bool | None = None
 
@@ -190,7 +198,13 @@ def _finding(each: _Watched, judged: Judged, place: int) -> QualityFinding:
     usual = low if low == high else f"{low} to {high}"
     name = f"{each.column}: " if each.column else ""
     words = f"{name}{each.statistic} {each.now or each.told(each.series.now)}, usual {usual}"
-    return QualityFinding(each.column, each.statistic, words, float(judged.z[place]))
+    # Twice as far is said of the numbers themselves, not of the logarithms of ends and delays.
+    scale = _undone if each.series.is_extreme else float
+    away = scale(each.series.now) - scale(centre)
+    direction: Direction = "up" if away > 0 else "down"
+    return QualityFinding(
+        each.column, each.statistic, words, float(judged.z[place]), direction, abs(away), each.values
+    )
 
 
 # -- volume -----------------------------------------------------------------------------------------------
@@ -288,9 +302,9 @@ def _values(past: Sequence[Observed], now: Observed) -> Iterator[_Watched]:
             _VALUES_FLOOR,
             (1,),
         )
-        named = ", ".join(_short(column.names.get(value, "?")) for value in new[:_NAMED_VALUES])
-        more = f" and {len(new) - _NAMED_VALUES} more" if len(new) > _NAMED_VALUES else ""
-        yield _Watched(name, "never seen before", series, _percent, f"{100 * share:.1f} % ({named}{more})")
+        names = [_short(column.names.get(value, "?")) for value in new]
+        told = f"{100 * share:.1f} % ({_few(names)})"
+        yield _Watched(name, "never seen before", series, _percent, told, _few(sorted(names)))
 
 
 def _share(
@@ -422,6 +436,11 @@ def _column(each: Observed, name: str) -> ColumnFacts | None:
     """The column of a partition with rows; None where there is none."""
     column = each.facts.columns.get(name)
     return column if column is not None and column.rows else None
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED_VALUES} more" if len(names) > _NAMED_VALUES else ""
+    return ", ".join(names[:_NAMED_VALUES]) + more
 
 
 def _short(name: str) -> str:

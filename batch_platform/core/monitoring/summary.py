@@ -54,7 +54,11 @@ def reviewed_values(reviewed: Reviewed) -> dict[str, Any]:
         **verdict_values(reviewed.verdict),
         **{
             name: [{**_finding_values(finding), "decision": review.number} for finding, review in decided]
-            for name, decided in (("accepted", reviewed.accepted), ("rejected", reviewed.rejected))
+            for name, decided in (
+                ("accepted", reviewed.accepted),
+                ("rejected", reviewed.rejected),
+                ("grown", reviewed.grown),
+            )
         },
     }
 

@@ -67,7 +67,7 @@ def test_an_altered_decision_is_refused(root: Location) -> None:
 
 
 def test_an_accepted_cause_does_not_fire_again_and_the_others_do() -> None:
-    assert after() == Reviewed(ALARM)
+    assert after().verdict == ALARM
     both = after(review(1, AMOUNT, PLAN))
     assert (both.verdict.alert, both.verdict.findings) == (False, ())
     assert both.verdict.message.startswith("no new drift; accepted by an owner: amount (mean rank up), plan")
@@ -89,13 +89,12 @@ def test_an_accepted_cause_does_not_fire_again_and_the_others_do() -> None:
     ids=["direction", "statistic or column", "reference", "a later partition", "no cause"],
 )
 def test_what_a_decision_does_not_speak_of_still_fires(other: Review) -> None:
-    assert after(other) == Reviewed(ALARM)
+    assert after(other).verdict == ALARM
 
 
 def test_another_group_with_the_same_column_still_fires() -> None:
-    assert reviewed({"predictions": ALARM}, [review(1, AMOUNT, PLAN)], "2026-01-07", 1)["predictions"] == (
-        Reviewed(ALARM)
-    )
+    decided = reviewed({"predictions": ALARM}, [review(1, AMOUNT, PLAN)], "2026-01-07", 1)
+    assert decided["predictions"].verdict == ALARM
 
 
 def test_the_last_word_counts() -> None:
@@ -105,3 +104,32 @@ def test_the_last_word_counts() -> None:
     assert "rejected by ann" in taken_back.words
     again = after(review(1, AMOUNT, PLAN, decision="reject"), review(2, AMOUNT, PLAN))
     assert not again.verdict.alert
+
+
+def test_what_has_grown_well_beyond_what_was_accepted_fires_again() -> None:
+    def verdict(effect: float) -> Verdict:
+        return replace(ALARM, findings=(replace(AMOUNT, effect=effect), PLAN))
+
+    accepted = review(1, AMOUNT, PLAN)
+    assert not after(accepted, verdict=verdict(0.39)).verdict.alert
+    grown = after(accepted, verdict=verdict(0.41))
+    assert [finding.column for finding in grown.verdict.findings] == ["amount"]
+    assert grown.verdict.message == (
+        "drift in amount, plan; accepted by an owner: plan (share of 'pro' down); "
+        "more than twice as large as what an owner accepted: amount (mean rank up)"
+    )
+    assert grown.words == "accepted as expected by ann on 2026-02-01: campaign"
+    # Accepted anew it is quiet, and a smaller alarm that is accepted later takes nothing of that back.
+    larger = review(2, replace(AMOUNT, effect=0.41))
+    assert not after(accepted, larger, review(3, AMOUNT), verdict=verdict(0.8)).verdict.alert
+    assert after(accepted, larger, verdict=verdict(0.83)).verdict.alert
+    # Only since it was rejected last.
+    rejected = review(3, AMOUNT, decision="reject")
+    assert after(larger, rejected, review(4, AMOUNT, PLAN), verdict=verdict(0.41)).verdict.alert
+
+
+def test_a_decision_that_recorded_no_size_speaks_of_every_size() -> None:
+    causes = tuple(replace(Cause.of("features", finding), size=None) for finding in (AMOUNT, PLAN))
+    old = replace(review(1), causes=causes)
+    larger = replace(ALARM, findings=(replace(AMOUNT, effect=0.5), PLAN))
+    assert not after(old, verdict=larger).verdict.alert
