@@ -180,16 +180,19 @@ def false_alarms(page: Page, each: Results, pipelines: int, rows: Sequence[int],
 
 
 def power(page: Page, each: Results, pipelines: int, rows: Sequence[int], seed: int) -> None:
-    page.head("the changed column is named within 7 days", [f"n={n}" for n in rows])
-    for number, (name, change) in enumerate(CHANGES.items()):
-        seeds = ([[seed, 2, number, n, k] for k in range(pipelines)] for n in rows)
-        page.row(
-            name,
-            [
-                share(each(partial(by_statistics, Stream(), n, change), s))
-                for n, s in zip(rows, seeds, strict=True)
-            ],
-        )
+    for place, (title, stream) in enumerate(
+        {"": Stream(), ", beside restless ones (a third, 0.5 sd)": Stream(restless=0.5)}.items()
+    ):
+        page.head(f"the changed column is named within 7 days{title}", [f"n={n}" for n in rows])
+        for number, (name, change) in enumerate(CHANGES.items()):
+            seeds = ([[seed, 2, place, number, n, k] for k in range(pipelines)] for n in rows)
+            page.row(
+                name,
+                [
+                    share(each(partial(by_statistics, stream, n, change), s))
+                    for n, s in zip(rows, seeds, strict=True)
+                ],
+            )
 
 
 def compared(page: Page, each: Results, pipelines: int, rows: int, seed: int) -> None:

@@ -18,6 +18,7 @@ START = date(2026, 1, 5)
 REFERENCE_DAYS, QUARTER = 56, 91
 NUMBERS, CATEGORIES = 20, 9
 COLUMNS = NUMBERS + CATEGORIES + 1  # the last one is the score
+CHANGED = (0, NUMBERS, COLUMNS - 1)  # columns that a change may be put into
 TOP = 20
 NULLS = 0.01
 KINDS = [
@@ -34,6 +35,7 @@ class Stream:
         memory: of the day effects: 0 independent days, 0.9 a slow wander.
         mixed: only half of the columns have that memory, and the size of the effects differs between columns.
         size: standard deviation of the day effects.
+        restless: a third of the columns that do not change have day effects of this size instead.
         tails: degrees of freedom of the effects' Student's t; None: a bell curve.
         weekday: standard deviation between weekdays.
         thin: share of days with a twentieth of the rows.
@@ -50,6 +52,7 @@ class Stream:
     memory: float = 0.0
     mixed: bool = False
     size: float = 0.05
+    restless: float = 0.0
     tails: float | None = None
     weekday: float = 0.15
     thin: float = 0.0
@@ -69,6 +72,9 @@ class Stream:
         before = 200
         memory = np.full(COLUMNS, self.memory) * (random.random(COLUMNS) < 0.5 if self.mixed else 1)
         size = self.size * (np.exp(random.normal(0, 0.7, COLUMNS)) if self.mixed else 1)
+        if self.restless:
+            chosen = (random.random(COLUMNS) < 1 / 3) & ~np.isin(np.arange(COLUMNS), CHANGED)
+            size = np.where(chosen, self.restless, size)
         shape = (before + 2 * count, COLUMNS)
         noise = random.normal(size=shape)
         if self.tails:
@@ -126,6 +132,7 @@ TUNED_ON = {
     "bursts of three days in 1 of 500": Stream(bursts=0.002, burst_days=3),
     "trend: 0.2 sd over the 147 days in all columns": Stream(trend=0.2),
     "categories of 5,000 values": Stream(levels=5000),
+    "a third of the columns restless: day effects of 0.5 sd": Stream(restless=0.5),
 }
 # ... and not looked at on these before it stood.
 HELD_OUT = {
@@ -140,6 +147,7 @@ HELD_OUT = {
     "trend: 0.15 sd, AR 0.6": Stream(trend=0.15, memory=0.6),
     "null rates that wander": Stream(nulls_wander=0.3),
     "categories of 1,000 values, unequal effects": Stream(levels=1000, mixed=True),
+    "a third of the columns restless by 1 sd, AR 0.7, t(5)": Stream(restless=1.0, memory=0.7, tails=5),
 }
 CHANGES = {
     "mean + 0.25 sd in one of 30 columns": Change(shift=0.25),

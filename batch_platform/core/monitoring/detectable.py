@@ -3,7 +3,7 @@
 Decides the words. The size follows from the same spreads that judge a day.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -14,6 +14,8 @@ from batch_platform.core.monitoring.decision import BEYOND, Rule
 from batch_platform.core.monitoring.evidence import WINDOWS, Deviations, Floats
 from batch_platform.core.monitoring.normal import DayValues, Normal
 
+NONE = "none, however large"
+_ABSENCES = ("null rate", "infinite", "empty")
 # Found nine times of ten.
 _POWER_SIGMAS = 1.2816
 
@@ -25,13 +27,13 @@ class Detectable:
     Attributes:
         column: the column's name.
         statistic: as in a finding.
-        effect: in the statistic's unit; infinite where no change would be found.
+        effect: in the statistic's unit; None where no change would be found.
         words: the same for people: `mean + 0.21 sd`, `1.0 % to 3.1 %`.
     """
 
     column: str
     statistic: str
-    effect: float
+    effect: float | None
     words: str
 
 
@@ -68,7 +70,17 @@ def detectable(
     needed = np.maximum(needed, BEYOND[place] * largest[place] * scatter)
     effects = np.maximum(rule.floors, needed) + _POWER_SIGMAS * scatter
     for (column, statistic), effect, centre in zip(keys, effects.tolist(), centres.tolist(), strict=True):
-        yield Detectable(column, statistic, effect, _words(statistic, effect, centre))
+        words = _words(statistic, effect, centre)
+        yield Detectable(column, statistic, None if words == NONE else effect, words)
+
+
+def columns_not_seen(smallest: Iterable[Detectable]) -> list[str]:
+    """Columns in whose values no change would be found; a change of how many have none may be."""
+    found: dict[str, bool] = {}
+    for each in smallest:
+        if not each.statistic.startswith(_ABSENCES):
+            found[each.column] = found.get(each.column, False) or each.effect is not None
+    return [column for column, is_found in found.items() if not is_found]
 
 
 def _words(statistic: str, effect: float, centre: float) -> str:
@@ -76,16 +88,16 @@ def _words(statistic: str, effect: float, centre: float) -> str:
 
     if statistic.startswith("mean rank"):
         # Of a bell curve, a shift of d standard deviations moves the mean rank by Phi(d / sqrt 2) - 1/2.
-        return f"mean ± {np.sqrt(2) * ndtri(0.5 + effect):.2f} sd" if effect < 0.49 else "none, however large"
+        return f"mean ± {np.sqrt(2) * ndtri(0.5 + effect):.2f} sd" if effect < 0.49 else NONE
     if statistic.startswith("spread of ranks"):
         # Of a bell curve, the factor f gives the mean distance atan(f) / pi from the middle rank.
-        return f"spread × {np.tan(np.pi * (0.25 + effect)):.2f}" if effect < 0.24 else "none, however large"
+        return f"spread × {np.tan(np.pi * (0.25 + effect)):.2f}" if effect < 0.24 else NONE
     if statistic == "mean vector":
         return f"squared distance of the means {effect:.3f} of the rows' variance"
     most = np.pi / 2 - centre
     if effect < most:
         return f"{_percent(centre)} to {_percent(centre + effect)}"
-    return f"{_percent(centre)} to {_percent(centre - effect)}" if effect < centre else "none, however large"
+    return f"{_percent(centre)} to {_percent(centre - effect)}" if effect < centre else NONE
 
 
 def _percent(angle: float) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from batch_platform.core.monitoring.back_test import Detection, Trial, WalkForward, chosen, detections, tried
 from batch_platform.core.monitoring.day_statistics import Yardstick, only_grows
 from batch_platform.core.monitoring.decision import STRICTNESS, Rule, kind_of
-from batch_platform.core.monitoring.detectable import Detectable, detectable
+from batch_platform.core.monitoring.detectable import Detectable, columns_not_seen, detectable
 from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, WINDOWS, Deviations, Floats, largest_of
 from batch_platform.core.monitoring.normal import DayValues, Normal
 from batch_platform.core.monitoring.profile import Profile
@@ -130,7 +130,10 @@ class Calibration:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """What was learnt of the reference; `keys` are column and name of each statistic."""
+    """What was learnt of the reference; `keys` are column and name of each statistic.
+
+    `not_seen` are columns that vary so much between the reference days that no change of them would be found.
+    """
 
     yardstick: Yardstick
     keys: tuple[tuple[str, str], ...]
@@ -140,6 +143,7 @@ class _Fitted:
     history: tuple[tuple[date, DayValues], ...]
     growing: frozenset[str]
     calibration: Calibration
+    not_seen: tuple[str, ...] = ()
 
     def values(self, profile: Profile) -> DayValues:
         return _aligned(self.keys, self.yardstick, profile)
@@ -193,7 +197,8 @@ class DriftMonitor:
         calibration = Calibration(
             false_alarms_per_quarter, a_quarter, strictness, trial, normal.season.name, smallest
         )
-        return cls(_Fitted(yardstick, keys, normal, largest, rule, history, growing, calibration))
+        not_seen = tuple(columns_not_seen(smallest))
+        return cls(_Fitted(yardstick, keys, normal, largest, rule, history, growing, calibration, not_seen))
 
     @property
     def calibration(self) -> Calibration:
@@ -242,6 +247,8 @@ class DriftMonitor:
         scores |= {finding.column: _LARGEST_SCORE for finding in changed}
         not_judged = tuple(sorted(self._fitted.growing & profile.columns.keys()))
         words = _sentence(findings) if findings else f"no drift found against {days} reference days"
+        if not findings and self._fitted.not_seen:
+            words += f"; these vary too much for any change to show: {_few(self._fitted.not_seen)}"
         if not_judged:
             words += f"; not judged, as they only grow: {_few(not_judged)}"
         status: Status = "alert" if findings else "ok"

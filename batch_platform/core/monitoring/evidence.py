@@ -88,7 +88,8 @@ class _Window:
             total = (self.weights * np.clip(self.away, -most, most)).sum(axis=1)
         between = strictness**2 * self.between + _TINY
         variance = between + self.sampled
-        degrees = np.minimum(self.degrees * (variance / between) ** 2, _LIKE_A_BELL)
+        beyond = np.minimum(variance / between, np.sqrt(_LIKE_A_BELL))
+        degrees = np.minimum(self.degrees * beyond**2, _LIKE_A_BELL)
         spread = np.sqrt(variance)
         return np.where(self.seen, total / spread, np.nan), spread, degrees
 

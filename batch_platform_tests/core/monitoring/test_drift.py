@@ -209,6 +209,17 @@ def test_a_day_without_rows_is_not_judged() -> None:
     assert (verdict.status, verdict.alert, verdict.message) == ("no rows", False, "no rows to judge")
 
 
+def test_columns_that_vary_too_much_to_be_judged_are_named_with_the_all_clear() -> None:
+    def restless(columns: dict[str, pa.Array], random: np.random.Generator) -> None:
+        columns["n3"] = pa.array(columns["n3"].to_numpy(zero_copy_only=False) + random.normal(0, 20))
+
+    monitor = DriftMonitor.fit(list(days(0, 0, REFERENCE_DAYS, change=restless)))
+    verdict = monitor.judge(*next(days(0, REFERENCE_DAYS, 1, change=restless)))
+    assert not verdict.alert
+    assert verdict.message.endswith("these vary too much for any change to show: n3")
+    assert "vary" not in fitted().judge(*next(days(0, REFERENCE_DAYS, 1))).message
+
+
 def test_too_little_history_says_so_and_is_no_all_clear() -> None:
     monitor = DriftMonitor.fit(list(days(0, 0, 2)) + list(days(0, 2, 5, lambda _: 0)))
     verdict = monitor.judge(*next(days(0, 7, 1, change=shift)))

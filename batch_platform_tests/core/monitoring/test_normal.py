@@ -68,6 +68,14 @@ def test_one_restless_column_among_quiet_ones_keeps_its_own_spread() -> None:
     assert np.delete(between, 3).max() < 3
 
 
+def test_a_quiet_column_among_restless_ones_keeps_its_own_spread() -> None:
+    values = wander(0, 0.0, 28, 20)
+    values[:, 1:] *= 30
+    between = normal(values, sampling=0.1).all_days.between
+    assert between[0] < 3
+    assert between[1:].min() > 300
+
+
 def test_a_thin_day_hardly_moves_the_centre() -> None:
     seen = [values_of([0.0], 0.01)] * 20 + [values_of([5.0], 25.0)]
     fit = Normal.of(moments(21), seen, ["mean rank"]).all_days
