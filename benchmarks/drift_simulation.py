@@ -27,6 +27,7 @@ from drift_streams import (
     QUARTER,
     QUIET,
     REFERENCE_DAYS,
+    STATISTICS,
     TUNED_ON,
     Change,
     Stream,
@@ -40,7 +41,7 @@ from scipy.special import gammaincinv
 from batch_platform.core.monitoring import DriftMonitor, Profile, profile_table
 from batch_platform.core.monitoring.back_test import IN_TIME, WalkForward, chosen, episodes, tried
 from batch_platform.core.monitoring.decision import STRICTNESS, Rule
-from batch_platform.core.monitoring.evidence import Deviations, largest_of
+from batch_platform.core.monitoring.evidence import Deviations, precedents
 from batch_platform.core.monitoring.normal import Normal
 
 BEGIN, END = "<!-- drift_simulation: begin -->", "<!-- drift_simulation: end -->"
@@ -56,10 +57,11 @@ def by_statistics(stream: Stream, rows: int, change: Change | None, seed: list[i
     moments, days = day_values(stream, random, rows, first + judged, change or QUIET, first)
     rule = Rule.of(KINDS, 1.0, 91.0)
     normal = Normal.of(moments[:first], days[:first], KINDS)
-    largest = largest_of(normal, moments[:first], days[:first], KINDS)
-    trial = chosen(tried(WalkForward.of(moments[:first], days[:first], KINDS), rule, 91.0), 1.0)
+    had = precedents(normal, moments[:first], days[:first], STATISTICS)
+    history = WalkForward.of(moments[:first], days[:first], STATISTICS, had)
+    trial = chosen(tried(history, rule, 91.0), 1.0)
     strictness = trial.strictness if trial else STRICTNESS[0]
-    evidence = Deviations.of(normal, moments[first:], days[first:], judged).evidence(strictness, largest)
+    evidence = Deviations.of(normal, moments[first:], days[first:], judged).evidence(strictness, had)
     alarms = rule.alarms(evidence).any(axis=1)  # (days, statistics)
     if change is None:
         return episodes(alarms.any(axis=1).tolist())
@@ -181,7 +183,10 @@ def false_alarms(page: Page, each: Results, pipelines: int, rows: Sequence[int],
 
 def power(page: Page, each: Results, pipelines: int, rows: Sequence[int], seed: int) -> None:
     for place, (title, stream) in enumerate(
-        {"": Stream(), ", beside restless ones (a third, 0.5 sd)": Stream(restless=0.5)}.items()
+        {
+            "": Stream(),
+            ", beside restless and wild ones": Stream(restless=0.5, wild=3.0),
+        }.items()
     ):
         page.head(f"the changed column is named within 7 days{title}", [f"n={n}" for n in rows])
         for number, (name, change) in enumerate(CHANGES.items()):

@@ -12,19 +12,27 @@ from datetime import date, timedelta
 import numpy as np
 from scipy.special import ndtr
 
-from batch_platform.core.monitoring.normal import DayValues
+from batch_platform.core.monitoring.normal import DayValues, Statistic
 
 START = date(2026, 1, 5)
 REFERENCE_DAYS, QUARTER = 56, 91
 NUMBERS, CATEGORIES = 20, 9
 COLUMNS = NUMBERS + CATEGORIES + 1  # the last one is the score
 CHANGED = (0, NUMBERS, COLUMNS - 1)  # columns that a change may be put into
+WILD = (5, NUMBERS + 5)
 TOP = 20
 NULLS = 0.01
-KINDS = [
-    *["null rate", "mean rank", "spread of ranks"] * (NUMBERS + 1),
-    *["null rate", *["share"] * (TOP + 1)] * CATEGORIES,
+_OF_A_NUMBER = ("null rate", "mean rank", "spread of ranks")
+_OF_A_CATEGORY = ("null rate", *["share"] * (TOP + 1))
+STATISTICS = [
+    *(
+        Statistic(name, kind)
+        for name in (*(f"n{k}" for k in range(NUMBERS)), "score")
+        for kind in _OF_A_NUMBER
+    ),
+    *(Statistic(f"c{k}", kind) for k in range(CATEGORIES) for kind in _OF_A_CATEGORY),
 ]
+KINDS = [each.kind for each in STATISTICS]
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Stream:
         mixed: only half of the columns have that memory, and the size of the effects differs between columns.
         size: standard deviation of the day effects.
         restless: a third of the columns that do not change have day effects of this size instead.
+        wild: size of bursts of a day on every twentieth day in one number and one category.
         tails: degrees of freedom of the effects' Student's t; None: a bell curve.
         weekday: standard deviation between weekdays.
         thin: share of days with a twentieth of the rows.
@@ -53,6 +62,7 @@ class Stream:
     mixed: bool = False
     size: float = 0.05
     restless: float = 0.0
+    wild: float = 0.0
     tails: float | None = None
     weekday: float = 0.15
     thin: float = 0.0
@@ -92,6 +102,8 @@ class Stream:
         signs = random.choice([-1.0, 1.0], COLUMNS)
         shifts = (size * effects + self.burst * burst * signs)[before + there]
         shifts += weekdays[there % 7] + self.trend * (there / (REFERENCE_DAYS + QUARTER))[:, None]
+        if self.wild:
+            shifts[:, WILD] += self.wild * (random.random((count, len(WILD))) < 1 / 20)
         is_last = np.array([(moment + timedelta(days=3)).month != moment.month for moment in moments])
         shifts += self.month_end * is_last[:, None]
         return moments, np.where(random.random(count) < self.thin, max(1, rows // 20), rows), shifts
@@ -133,6 +145,7 @@ TUNED_ON = {
     "trend: 0.2 sd over the 147 days in all columns": Stream(trend=0.2),
     "categories of 5,000 values": Stream(levels=5000),
     "a third of the columns restless: day effects of 0.5 sd": Stream(restless=0.5),
+    "two wild columns: bursts of 3 sd on 1 day in 20": Stream(wild=3.0),
 }
 # ... and not looked at on these before it stood.
 HELD_OUT = {

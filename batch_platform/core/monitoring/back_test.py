@@ -18,9 +18,15 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from batch_platform.core.monitoring.decision import STRICTNESS, Rule
-from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, Deviations, Evidence, largest_of
-from batch_platform.core.monitoring.normal import DayValues, Normal
+from batch_platform.core.monitoring.decision import ALONE, STRICTNESS, Rule
+from batch_platform.core.monitoring.evidence import (
+    LONGEST_WINDOW,
+    Deviations,
+    Evidence,
+    Precedents,
+    precedents,
+)
+from batch_platform.core.monitoring.normal import DayValues, Normal, Statistic
 
 # With fewer days half of them tell too little to judge the others by.
 FEWEST_DAYS = 14
@@ -29,6 +35,7 @@ _FOLDS = 2
 IN_TIME = 7
 
 Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
 _Change = Callable[[Floats], Floats]
 
 
@@ -41,6 +48,8 @@ class Trial:
         days: partitions judged.
         alarms: partitions with an alert.
         episodes: alerts in a row counted once.
+        odd: episodes in which each partition alarms by itself alone: odder than any that the rule had seen then. No
+            strictness prevents such a one, and now that it is known it is no alarm again.
         per_quarter: episodes a quarter.
         at_most: a quarter has fewer false episodes than this, with 95 % confidence (Garwood's exact interval).
     """
@@ -49,8 +58,14 @@ class Trial:
     days: int
     alarms: int
     episodes: int
+    odd: int
     per_quarter: float
     at_most: float
+
+    @property
+    def lasting_per_quarter(self) -> float:
+        """Episodes a quarter that rest on several partitions: those that strictness is for."""
+        return self.per_quarter * (1 - self.odd / self.episodes) if self.episodes else 0.0
 
 
 @dataclass(frozen=True)
@@ -59,13 +74,13 @@ class Fold:
 
     Attributes:
         normal: fitted to the days before the fold, or to those after it.
-        largest: deviations of the days that it was fitted to (`evidence.largest_of`).
+        held_against: deviations of the days that it was fitted to.
         places: of the judged days.
         is_later: whether the days before it judge.
     """
 
     normal: Normal
-    largest: Floats
+    held_against: Precedents
     places: range
     is_later: bool
 
@@ -84,45 +99,61 @@ class WalkForward:
     folds: tuple[Fold, ...]
 
     @classmethod
-    def of(cls, moments: Sequence[date], days: Sequence[DayValues], kinds: Sequence[str]) -> Self:
-        """Two folds over each half; none for a history too short for that."""
+    def of(
+        cls,
+        moments: Sequence[date],
+        days: Sequence[DayValues],
+        statistics: Sequence[Statistic],
+        known: Precedents,
+    ) -> Self:
+        """Two folds over each half; none for a history too short for that.
+
+        Args:
+            moments: of the reference days.
+            days: their statistics.
+            statistics: whose and of which kind.
+            known: what all these days have had. What a column has again and again is known of it in each fold:
+                half of the days may lack it, and all other columns would pay for that.
+        """
         if len(days) < FEWEST_DAYS:
             return cls(moments, days, ())
         bounds = np.linspace(0, len(days), 2 * _FOLDS + 1).round().astype(int).tolist()
         folds = []
         for number, (first, end) in enumerate(pairwise(bounds)):
             is_later = number >= _FOLDS
-            known = slice(0, first) if is_later else slice(end, None)
-            normal = Normal.of(moments[known], days[known], kinds)
-            largest = largest_of(normal, moments[known], days[known], kinds)
-            folds.append(Fold(normal, largest, range(first, end), is_later))
+            others = slice(0, first) if is_later else slice(end, None)
+            normal = Normal.of(moments[others], days[others], [each.kind for each in statistics])
+            had = precedents(normal, moments[others], days[others], statistics).with_own_of(known)
+            folds.append(Fold(normal, had, range(first, end), is_later))
         return cls(moments, days, tuple(folds))
 
     @cached_property
     def _deviations(self) -> list[Deviations]:
         return [fold.deviations(self.moments, self.days, fold.places.stop) for fold in self.folds]
 
-    def alarms(self, rule: Rule, strictness: float) -> list[bool]:
-        """Whether each day alarms."""
-        found: list[bool] = []
+    def alarms(self, rule: Rule, strictness: float) -> Booleans:
+        """Whether each day alarms by several days, and whether by itself, (days, 2)."""
+        found = []
         for fold, deviations in zip(self.folds, self._deviations, strict=True):
-            evidence = deviations.evidence(strictness, fold.largest)
-            found += [bool(day.any()) for day in rule.alarms(evidence)]
-        return found
+            alarms = rule.alarms(deviations.evidence(strictness, fold.held_against))
+            found.append(np.stack([alarms[:, kind].any(axis=(1, 2)) for kind in (~ALONE, ALONE)], axis=1))
+        return np.concatenate(found)
 
 
 def tried(history: WalkForward, rule: Rule, judgements_per_quarter: float) -> Iterator[Trial]:
     """Every strictness on the same days, the least first; none where the history is too short."""
     if history.folds:
         for strictness in STRICTNESS:
-            yield trial_of(strictness, history.alarms(rule, strictness), judgements_per_quarter)
+            lasting, alone = history.alarms(rule, strictness).T
+            alarms = np.logical_or(lasting, alone).tolist()
+            yield trial_of(strictness, alarms, judgements_per_quarter, lasting.tolist())
 
 
 def chosen(trials: Iterable[Trial], false_alarms_per_quarter: float) -> Trial | None:
-    """The least strict that keeps the budget; the strictest where none does; None where none was tried."""
+    """The least strict that keeps the budget, single odd days aside; the strictest where none does; None of none."""
     trial = None
     for trial in trials:
-        if trial.per_quarter <= false_alarms_per_quarter:
+        if trial.lasting_per_quarter <= false_alarms_per_quarter:
             break
     return trial
 
@@ -160,7 +191,7 @@ def detections(history: WalkForward, kinds: Sequence[str], rule: Rule) -> Iterat
     for strictness in STRICTNESS if folds else ():
         for change, (kind, _) in _CHANGES.items():
             delays = [
-                _delays(rule, deviations.evidence(strictness, fold.largest))[names == kind]
+                _delays(rule, deviations.evidence(strictness, fold.held_against))[names == kind]
                 for fold, deviations in zip(folds, changed[change], strict=True)
             ]
             every = np.concatenate(delays)
@@ -197,6 +228,7 @@ def _more(share: float) -> _Change:
 _CHANGES: Mapping[str, tuple[str, _Change]] = {
     "mean + 0.25 sd": ("mean rank", _shifted(0.25)),
     "mean + 0.5 sd": ("mean rank", _shifted(0.5)),
+    "mean + 1 sd": ("mean rank", _shifted(1.0)),
     "2 % more missing": ("null rate", _more(0.02)),
     "9 % more missing": ("null rate", _more(0.09)),
     "5 % more of a value": ("share", _more(0.05)),
@@ -208,11 +240,23 @@ def episodes(alarms: Sequence[bool]) -> int:
     return sum(now and not before for before, now in zip([False, *alarms], alarms, strict=False))
 
 
-def trial_of(strictness: float, alarms: Sequence[bool], judgements_per_quarter: float) -> Trial:
-    """What these alarms amount to."""
+def trial_of(
+    strictness: float,
+    alarms: Sequence[bool],
+    judgements_per_quarter: float,
+    lasting: Sequence[bool] | None = None,
+) -> Trial:
+    """What alarms of days amount to; `lasting` are those by several days, None: all."""
     from scipy.special import gammaincinv
 
     days, runs = len(alarms), episodes(alarms)
+    odd = 0 if lasting is None else runs - _runs_with(np.array(alarms, bool), np.array(lasting, bool))
     quarters = days / judgements_per_quarter
     at_most = float(gammaincinv(runs + 1, 0.95) / quarters) if days else float("inf")
-    return Trial(strictness, days, sum(alarms), runs, runs / quarters if days else 0.0, at_most)
+    return Trial(strictness, days, sum(alarms), runs, odd, runs / quarters if days else 0.0, at_most)
+
+
+def _runs_with(alarms: Booleans, wanted: Booleans) -> int:
+    """Runs of alarms that have a wanted day."""
+    begins: Booleans = np.diff(alarms.astype(int), prepend=0) > 0
+    return len(set(np.cumsum(begins)[alarms & wanted].tolist()))

@@ -90,7 +90,8 @@ class Rule:
         return self.rate / (statistics * len(WINDOWS))
 
 
-_ONE_DAY = np.array([[width == 1] for width in WINDOWS])
+ALONE = np.array([width == 1 for width in WINDOWS])  # (windows,)
+_ONE_DAY = ALONE[:, None]
 _EXTRA_P = np.where(_ONE_DAY, _ONE_DAY_P, 1.0)
 BEYOND = np.where(_ONE_DAY, _ONE_DAY_BEYOND, _BEYOND)  # (windows, 1)
 _EXTRA_EFFECT = np.where(_ONE_DAY, _ONE_DAY_EFFECT, 1.0)

@@ -11,7 +11,7 @@ import numpy as np
 
 from batch_platform.core.monitoring.back_test import IN_TIME
 from batch_platform.core.monitoring.decision import BEYOND, Rule
-from batch_platform.core.monitoring.evidence import WINDOWS, Deviations, Floats
+from batch_platform.core.monitoring.evidence import WINDOWS, Deviations, Precedents
 from batch_platform.core.monitoring.normal import DayValues, Normal
 
 NONE = "none, however large"
@@ -40,7 +40,7 @@ class Detectable:
 def detectable(
     keys: Sequence[tuple[str, str]],
     normal: Normal,
-    largest: Floats,
+    had: Precedents,
     rule: Rule,
     moments: Sequence[date],
     days: Sequence[DayValues],
@@ -51,7 +51,7 @@ def detectable(
     Args:
         keys: column and name of each statistic.
         normal: fitted to the reference.
-        largest: deviations of the reference itself (`evidence.largest_of`).
+        had: deviations of the reference itself.
         rule: the rule.
         moments: the reference's; its last ones stand for those to come.
         days: its statistics.
@@ -67,7 +67,7 @@ def detectable(
     judged, usual = to_come.evidence(strictness), to_come.evidence(1.0)
     spread, scatter = judged.spread[0, place], usual.spread[0, place]
     needed = -stdtrit(judged.degrees[0, place], rule.threshold(len(keys)) / 2) * spread
-    needed = np.maximum(needed, BEYOND[place] * largest[place] * scatter)
+    needed = np.maximum(needed, BEYOND[place] * had.largest[place] * scatter)
     effects = np.maximum(rule.floors, needed) + _POWER_SIGMAS * scatter
     for (column, statistic), effect, centre in zip(keys, effects.tolist(), centres.tolist(), strict=True):
         words = _words(statistic, effect, centre)

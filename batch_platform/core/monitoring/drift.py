@@ -21,8 +21,14 @@ from batch_platform.core.monitoring.back_test import Detection, Trial, WalkForwa
 from batch_platform.core.monitoring.day_statistics import Yardstick, only_grows
 from batch_platform.core.monitoring.decision import STRICTNESS, Rule, kind_of
 from batch_platform.core.monitoring.detectable import Detectable, columns_not_seen, detectable
-from batch_platform.core.monitoring.evidence import LONGEST_WINDOW, WINDOWS, Deviations, Floats, largest_of
-from batch_platform.core.monitoring.normal import DayValues, Normal
+from batch_platform.core.monitoring.evidence import (
+    LONGEST_WINDOW,
+    WINDOWS,
+    Deviations,
+    Precedents,
+    precedents,
+)
+from batch_platform.core.monitoring.normal import DayValues, Normal, Statistic
 from batch_platform.core.monitoring.profile import Profile
 from batch_platform.errors import MonitoringError
 
@@ -113,8 +119,8 @@ class Calibration:
 
     @property
     def meets_budget(self) -> bool:
-        """Whether the back-test found no more false alarms than were allowed; True where there was none."""
-        return self.trial is None or self.trial.per_quarter <= self.budget
+        """Whether the back-test, single odd days aside, found no more than was allowed; True without a back-test."""
+        return self.trial is None or self.trial.lasting_per_quarter <= self.budget
 
     def sentence(self) -> str:
         """The false-alarm rate in words, for reports."""
@@ -122,9 +128,10 @@ class Calibration:
             return f"set for at most {self.budget:g} false alarms a quarter; not back-tested: the reference is too short"
         words = f"{self.trial.episodes} false alarms on {self.trial.days} back-tested partitions"
         kept = "set for" if self.meets_budget else "the history does not keep the budget of"
+        odd = f"; {self.trial.odd} of them for a single odd partition, known now" if self.trial.odd else ""
         return (
             f"{kept} at most {self.budget:g} false alarms a quarter; {words} at strictness {self.strictness:g} "
-            f"(95 % sure: fewer than {self.trial.at_most:.1f} a quarter)"
+            f"(95 % sure: fewer than {self.trial.at_most:.1f} a quarter){odd}"
         )
 
 
@@ -138,7 +145,7 @@ class _Fitted:
     yardstick: Yardstick
     keys: tuple[tuple[str, str], ...]
     normal: Normal | None
-    largest: Floats | None
+    held_against: Precedents | None
     rule: Rule
     history: tuple[tuple[date, DayValues], ...]
     growing: frozenset[str]
@@ -178,7 +185,8 @@ class DriftMonitor:
         moments, profiles = [day for day, _ in known], [profile for _, profile in known]
         yardstick, growing = Yardstick(profiles), frozenset(_growing(profiles))
         keys = tuple(_lasting(yardstick, profiles, growing))
-        kinds = [kind_of(statistic) for _, statistic in keys]
+        statistics = _statistics(keys)
+        kinds = [each.kind for each in statistics]
         days = [_aligned(keys, yardstick, profile) for profile in profiles]
         spent = np.array([yardstick.is_spent_on(*key) for key in keys], bool)
         for place in yardstick.spent:
@@ -186,19 +194,20 @@ class DriftMonitor:
         a_quarter = _per_quarter(moments)
         rule = Rule.of(kinds, false_alarms_per_quarter, a_quarter)
         calibration = Calibration(false_alarms_per_quarter, a_quarter, STRICTNESS[0])
-        history = tuple(zip(moments, days, strict=True))
+        dated = tuple(zip(moments, days, strict=True))
         if len(days) < MINIMUM_REFERENCE_DAYS or not keys:
-            return cls(_Fitted(yardstick, keys, None, None, rule, history, growing, calibration))
+            return cls(_Fitted(yardstick, keys, None, None, rule, dated, growing, calibration))
         normal = Normal.of(moments, days, kinds)
-        largest = largest_of(normal, moments, days, kinds)
-        trial = chosen(tried(WalkForward.of(moments, days, kinds), rule, a_quarter), false_alarms_per_quarter)
+        had = precedents(normal, moments, days, statistics)
+        history = WalkForward.of(moments, days, statistics, had)
+        trial = chosen(tried(history, rule, a_quarter), false_alarms_per_quarter)
         strictness = trial.strictness if trial else STRICTNESS[0]
-        smallest = tuple(detectable(keys, normal, largest, rule, moments, days, strictness))
+        smallest = tuple(detectable(keys, normal, had, rule, moments, days, strictness))
         calibration = Calibration(
             false_alarms_per_quarter, a_quarter, strictness, trial, normal.season.name, smallest
         )
         not_seen = tuple(columns_not_seen(smallest))
-        return cls(_Fitted(yardstick, keys, normal, largest, rule, history, growing, calibration, not_seen))
+        return cls(_Fitted(yardstick, keys, normal, had, rule, dated, growing, calibration, not_seen))
 
     @property
     def calibration(self) -> Calibration:
@@ -220,13 +229,13 @@ class DriftMonitor:
         Both are empty where the reference is too short (`back_test.FEWEST_DAYS`).
         """
         fitted = self._fitted
-        if fitted.normal is None:
+        if fitted.held_against is None:
             return [], []
         moments, days = zip(*fitted.history, strict=True)
-        kinds = [kind_of(statistic) for _, statistic in fitted.keys]
-        history = WalkForward.of(moments, days, kinds)
+        statistics = _statistics(fitted.keys)
+        history = WalkForward.of(moments, days, statistics, fitted.held_against)
         false_alarms = tried(history, fitted.rule, self.calibration.judgements_per_quarter)
-        return list(false_alarms), list(detections(history, kinds, fitted.rule))
+        return list(false_alarms), list(detections(history, [each.kind for each in statistics], fitted.rule))
 
     def remember(self, day: date, profile: Profile) -> None:
         """Take a day into account that was judged already; in date order, as for `judge`."""
@@ -262,7 +271,7 @@ class DriftMonitor:
         self.remember(day, profile)
         moments, values = zip(*self._recent, strict=True)
         deviations = Deviations.of(fitted.normal, moments, values)
-        evidence = deviations.evidence(fitted.calibration.strictness, fitted.largest)
+        evidence = deviations.evidence(fitted.calibration.strictness, fitted.held_against)
         alarms, z, p = fitted.rule.alarms(evidence)[0], evidence.z[0], evidence.p[0]
         scores: dict[str, float] = {}
         judged = np.isfinite(z)
@@ -298,6 +307,10 @@ def _lasting(
     for (column, statistic), days in seen.items():
         if days >= MINIMUM_REFERENCE_DAYS and (column not in growing or statistic == "null rate"):
             yield column, statistic
+
+
+def _statistics(keys: Sequence[tuple[str, str]]) -> list[Statistic]:
+    return [Statistic(column, kind_of(name)) for column, name in keys]
 
 
 def _aligned(keys: Sequence[tuple[str, str]], yardstick: Yardstick, profile: Profile) -> DayValues:

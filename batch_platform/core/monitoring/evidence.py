@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from batch_platform.core.monitoring.normal import DayValues, Normal, times_of
+from batch_platform.core.monitoring.normal import DayValues, Normal, Statistic, times_of
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -25,6 +25,9 @@ WINDOWS = (1, 3, 7, 14)
 LONGEST_WINDOW = max(WINDOWS)
 # In a mean over days no day counts for more than so many of its spreads: one odd day is no trend.
 _CLIP = 3.5
+# Odd days with no more than so many others between them are one burst; bursts of more columns are no column's own.
+_GAP = 2
+_FEW = 0.25
 _LIKE_A_BELL = 1e6
 _TINY = 1e-300
 # Nearer than so many spreads nothing is worth a p.
@@ -120,12 +123,12 @@ class Deviations:
         """What z were at strictness 1, (days, windows, statistics)."""
         return np.stack([window.at(1.0)[0] for window in self.windows], axis=1)
 
-    def evidence(self, strictness: float, largest: Floats | None = None) -> Evidence:
+    def evidence(self, strictness: float, held_against: "Precedents | None" = None) -> Evidence:
         """What they say, where the spread between days is taken `strictness` times.
 
         Args:
             strictness: how often the spread between days is taken.
-            largest: of the reference, by `largest_of`; None: nothing is known of it.
+            held_against: what the reference itself has had; None: nothing is known of it.
         """
         from scipy.special import stdtr
 
@@ -135,30 +138,70 @@ class Deviations:
         p = np.where(np.isnan(z), np.nan, 1.0)
         far = np.abs(z) > _NEAR
         p[far] = 2 * stdtr(degrees[far], -np.abs(z[far]))
-        unusual = np.full(z.shape, np.inf) if largest is None else np.abs(self.usual_z) / (largest + _TINY)
+        unusual = np.full(z.shape, np.inf)
+        if held_against is not None:
+            unusual = np.abs(self.usual_z) / (held_against.largest + _TINY)
         return Evidence(effect, z, p, spread, degrees, unusual, self)
 
 
-def largest_of(
-    normal: Normal, moments: Sequence[date], days: Sequence[DayValues], kinds: Sequence[str]
-) -> Floats:
-    """The largest |z| of the reference days for each window, (windows, 1).
+@dataclass(frozen=True)
+class Precedents:
+    """The largest |z| of the reference days that each statistic is held against.
 
-    Bursts come to any column: those that some statistic has had tell what is to be expected of each. They are held
-    against the spread of the days without them, as the next one comes to a column that had none. The centres were
-    drawn to the very days that are looked at: made good for, by how many days a centre rests on.
+    Attributes:
+        largest: (windows, statistics).
+        is_own: whether it is the column's own, and no other column's, as it comes again and again, (statistics,).
     """
-    largest = np.zeros((len(WINDOWS), 1))
-    clean = _without_bursts(normal, moments, days, kinds)
-    parts = max(1, len(days) * LONGEST_WINDOW * len(kinds) // _AT_ONCE)
+
+    largest: Floats
+    is_own: Booleans
+
+    def with_own_of(self, other: "Precedents") -> "Precedents":
+        """These, and what columns have again and again by others."""
+        larger = np.where(other.is_own, np.maximum(self.largest, other.largest), self.largest)
+        return Precedents(larger, self.is_own | other.is_own)
+
+
+def precedents(
+    normal: Normal, moments: Sequence[date], days: Sequence[DayValues], statistics: Sequence[Statistic]
+) -> Precedents:
+    """What the reference itself has had.
+
+    A burst comes to any column: what one has had once tells what is to be expected of each. What comes again and
+    again to a column is its own, unless it comes to many. They are held against the spread of the days without
+    bursts, as the next one comes to a column that had none. The centres were drawn to the very days that are looked
+    at: made good for, by how many days a centre rests on.
+    """
+    clean = _without_bursts(normal, moments, days, [each.kind for each in statistics])
+    names, column = np.unique([each.column for each in statistics], return_inverse=True)
+    by_column = np.argsort(column, kind="stable")
+    largest = np.zeros((len(WINDOWS), len(statistics)))
+    parts = max(1, len(days) * LONGEST_WINDOW * len(statistics) // _AT_ONCE)
     bounds = np.linspace(0, len(days), min(parts, len(days)) + 1).round().astype(int).tolist()
+    odd = np.zeros((len(days), len(names)), bool)
     for first, end in pairwise(bounds):
         start = max(0, first + 1 - LONGEST_WINDOW)
         found = np.abs(Deviations.of(clean, moments[start:end], days[start:end], end - first).usual_z)
-        most = found.max(axis=(0, 2), initial=0.0, where=np.isfinite(found))
-        largest = np.maximum(largest, most[:, None])
+        most = found.max(axis=0, initial=0.0, where=np.isfinite(found))
+        largest = np.maximum(largest, most)
+        day, statistic = np.nonzero(found[:, 0] > _CLIP)
+        odd[first + day, column[statistic]] = True
+    begins = np.searchsorted(column[by_column], np.arange(len(names)))
+    own = np.maximum.reduceat(largest[:, by_column], begins, axis=1)  # (windows, columns)
+    is_own = _again_and_again(odd)
+    shared = own[:, ~is_own].max(axis=1, initial=0.0, keepdims=True)
     days_a_group = len(days) / len(normal.by_season.centres)
-    return largest / (1 - 1 / max(2.0, days_a_group))
+    largest = np.maximum(own, shared)[:, column] / (1 - 1 / max(2.0, days_a_group))
+    return Precedents(largest, is_own[column])
+
+
+def _again_and_again(odd: Booleans) -> Booleans:
+    """Columns whose odd days, (days, columns), come in more than one run; none if many columns have them."""
+    before = np.zeros_like(odd)
+    for gap in range(1, _GAP + 1):
+        before[gap:] |= odd[:-gap]
+    several = (odd & ~before).sum(axis=0) > 1
+    return several & (several.mean() <= _FEW)
 
 
 def _without_bursts(

@@ -8,7 +8,7 @@ sampling it weighs 1 / (b + s).
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,13 @@ _TINY = 1e-300
 # Statistics of one column hang together: so many tell as much as one. A trend must be plain.
 _STATISTICS_A_COLUMN = 3
 _SIGMAS = 1.0
+
+
+class Statistic(NamedTuple):
+    """Whose statistic it is, and of which kind."""
+
+    column: str
+    kind: str
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Strictness by back-test: restless histories are judged more strictly, and changes are found as the table says."""
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 
 import numpy as np
@@ -15,11 +16,12 @@ from batch_platform.core.monitoring.back_test import (
     tried,
 )
 from batch_platform.core.monitoring.decision import STRICTNESS, Rule
-from batch_platform.core.monitoring.evidence import Deviations, largest_of
-from batch_platform.core.monitoring.normal import DayValues, Normal
+from batch_platform.core.monitoring.evidence import Deviations, precedents
+from batch_platform.core.monitoring.normal import DayValues, Normal, Statistic
 
 COLUMNS, DAYS = 12, 56
-KINDS = ["mean rank"] * COLUMNS
+STATISTICS = [Statistic(f"n{place}", "mean rank") for place in range(COLUMNS)]
+KINDS = [each.kind for each in STATISTICS]
 MOMENTS = [date(2026, 1, 5) + timedelta(days=place) for place in range(DAYS)]
 RULE = Rule.of(KINDS, 1.0, 91.0)
 
@@ -32,7 +34,12 @@ def history(seed: int, bursts: bool = False) -> WalkForward:
         for day in (32, 41, 50):
             values[day : day + 3, random.integers(COLUMNS)] += 0.09
     days = [DayValues(row, np.full(COLUMNS, 1 / 12 / 2000)) for row in values]
-    return WalkForward.of(MOMENTS, days, KINDS)
+    return walked(MOMENTS, days)
+
+
+def walked(moments: list[date], days: list[DayValues]) -> WalkForward:
+    had = precedents(Normal.of(moments, days, KINDS), moments, days, STATISTICS)
+    return WalkForward.of(moments, days, STATISTICS, had)
 
 
 def test_a_quiet_history_needs_no_more_than_the_least_strictness() -> None:
@@ -50,6 +57,27 @@ def test_a_history_with_bursts_is_judged_more_strictly() -> None:
     assert [trial.alarms for trial in trials] == sorted((trial.alarms for trial in trials), reverse=True)
 
 
+def odd_days(columns: Sequence[int], at: Sequence[int]) -> WalkForward:
+    values = 0.5 + np.random.default_rng(3).normal(0, 0.01, (DAYS, COLUMNS))
+    values[list(at), list(columns)] += 0.4
+    return walked(MOMENTS, [DayValues(row, np.full(COLUMNS, 1 / 12 / 2000)) for row in values])
+
+
+def test_a_single_odd_day_in_the_history_is_told_and_makes_nobody_stricter() -> None:
+    trial = next(tried(odd_days([4], [40]), RULE, 91.0))
+    assert (trial.episodes, trial.odd, trial.lasting_per_quarter) == (1, 1, 0.0)
+    assert chosen([trial], 1.0) == trial
+
+
+def test_what_one_column_has_again_and_again_is_no_measure_for_the_others() -> None:
+    """Of its own it goes on being one; of many columns it is everybody's."""
+    for columns, is_own in (([4, 4], True), ([4, 5], False), ([4, 4, 5, 5, 6, 6, 7, 7], False)):
+        history = odd_days(columns, [8, 30] * (len(columns) // 2))
+        had = precedents(Normal.of(MOMENTS, history.days, KINDS), MOMENTS, history.days, STATISTICS)
+        assert had.largest[0, 4] > 20.0
+        assert (had.largest[0, 0] < 5.0) == is_own
+
+
 def test_bursts_that_the_reference_has_had_raise_no_alarm_and_a_lasting_change_of_their_size_does() -> None:
     """Bursts of a day in one of a hundred columns and days, as large as the change."""
     alarms, found = 0, 0
@@ -60,25 +88,25 @@ def test_bursts_that_the_reference_has_had_raise_no_alarm_and_a_lasting_change_o
         days = [DayValues(row, np.full(COLUMNS, 1 / 12 / 2000)) for row in values]
         moments = [date(2026, 1, 5) + timedelta(days=place) for place in range(len(days))]
         normal = Normal.of(moments[:DAYS], days[:DAYS], KINDS)
-        largest = largest_of(normal, moments[:DAYS], days[:DAYS], KINDS)
-        quiet = Deviations.of(normal, moments[DAYS:], days[DAYS:], 91).evidence(1.4, largest)
+        had = precedents(normal, moments[:DAYS], days[:DAYS], STATISTICS)
+        quiet = Deviations.of(normal, moments[DAYS:], days[DAYS:], 91).evidence(1.4, had)
         alarms += episodes(RULE.alarms(quiet).any(axis=(1, 2)).tolist())
         for day in range(DAYS, DAYS + 3):
             days[day].values[0] += 0.15
         lasting = Deviations.of(normal, moments[DAYS : DAYS + 3], days[DAYS : DAYS + 3], 3)
-        found += bool(RULE.alarms(lasting.evidence(1.4, largest))[:, :, 0].any())
+        found += bool(RULE.alarms(lasting.evidence(1.4, had))[:, :, 0].any())
     assert alarms <= 4
     assert found == 8
 
 
 def test_where_no_strictness_keeps_the_budget_the_strictest_is_taken() -> None:
-    trials = [Trial(strictness, 28, 5, 5, 16.0, 30.0) for strictness in STRICTNESS]
+    trials = [Trial(strictness, 28, 5, 5, 0, 16.0, 30.0) for strictness in STRICTNESS]
     assert chosen(trials, 1.0) == trials[-1]
 
 
 def test_a_short_history_is_not_back_tested() -> None:
     days = [DayValues(np.full(COLUMNS, 0.5), np.full(COLUMNS, 1e-4))] * 13
-    short = WalkForward.of(MOMENTS[:13], days, KINDS)
+    short = walked(MOMENTS[:13], days)
     assert list(tried(short, RULE, 91.0)) == []
     assert list(detections(short, KINDS, RULE)) == []
     assert chosen([], 1.0) is None

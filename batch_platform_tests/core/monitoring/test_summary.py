@@ -59,7 +59,7 @@ def test_page_and_markdown_state_the_false_alarm_rate_and_the_smallest_change() 
         Detectable(EVIL, "mean rank", 0.1, "mean ± 0.36 sd"),
         Detectable(EVIL, "null rate", 0.1, "1.0 % to 3.1 %"),
     )
-    trial = Trial(1.6, 28, 0, 0, 0.0, 9.7)
+    trial = Trial(1.6, 28, 0, 0, 0, 0.0, 9.7)
     calibrations = {"features": Calibration(1.0, 91, 1.6, trial, "weekday", changes)}
     html = summary_html({"features": OK}, {}, "", calibrations=calibrations, quality={"raw freshness": EVIL})
     page = Tags(html)
