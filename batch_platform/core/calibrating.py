@@ -15,9 +15,9 @@ from typing import Any
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
 from batch_platform.core.inference.calibration import Measured, choose, measure
+from batch_platform.core.inference.device import hardware_of
 from batch_platform.core.inference.engine import Engine
 from batch_platform.core.provenance.fingerprint import fingerprint
-from batch_platform.core.provenance.receipts import hardware_of
 from batch_platform.errors import StorageError
 
 _log = logging.getLogger(__name__)

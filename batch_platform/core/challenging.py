@@ -60,7 +60,7 @@ def score_challenger(
         staged = stage(shards.rows(), work.schema, folder, TABLE)
         checks = _judge(slice_, work, read_files(file.path for file in staged), shards.failed, shards.causes)
         gate.enforce(checks, f"{slice_.about}, challenger")
-        receipt = slice_.receipt(work.identity, **_describe(work, shards))
+        receipt = slice_.receipt(work.identity, **_describe(work, shards, engine))
         commit = slice_.lake.commit(Slot(TABLE, slice_.key), staged, work.schema, receipt, attempt)
     return _result(slice_, work, champion, commit, checks, reused=False)
 
@@ -175,14 +175,14 @@ class _Shards:
         yield from with_decisions(iter(rows), work.decision, work.signature, beside, work.schema)
 
 
-def _describe(work: Work, shards: _Shards) -> dict[str, Any]:
+def _describe(work: Work, shards: _Shards, engine: Scorer) -> dict[str, Any]:
     return {
         **receipts.of_model(work.model),
         **receipts.read_from("features", work.features.receipt),
         "contract_version": work.features.receipt.get("contract_version"),
         "device": work.parameters["device"],
         "dtype": work.parameters["dtype"],
-        "hardware": receipts.hardware_of(work.parameters["device"]),
+        "hardware": dict(engine.hardware),
         "recipe_version": work.recipe_version,
         "code_version": code_version(),
         "parameters": work.parameters,

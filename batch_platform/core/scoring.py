@@ -6,6 +6,7 @@ last finished shard; a changed model, recipe, parameter or code has another fing
 know how a model computes.
 """
 
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,8 +35,10 @@ from batch_platform.core.inference.device import device_count, resolve_device
 from batch_platform.core.inference.engine import Engine, Scorer, ShardResult
 from batch_platform.core.inference.fleet import Fleet
 from batch_platform.core.inference.progress import ProgressMeter
+from batch_platform.core.inference.ray_executor import RayExecutor
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
+from batch_platform.core.models.source import recorded_version
 from batch_platform.core.provenance import receipts
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.publishing import publish, publishable, settle
@@ -51,7 +54,7 @@ from batch_platform.core.slice import Slice, StageResult, commit_small
 from batch_platform.core.snapshots import origins, plan_work, snapshot
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.work import Work, pin, signature_for
-from batch_platform.errors import StorageError
+from batch_platform.errors import ModelError, ModelNotFoundError, StorageError
 
 Progress = Callable[[str], None]
 
@@ -144,7 +147,7 @@ def _make(
             **_with_cost(stats, slice_.settings.hourly_rate),
             **timed(forecast, time.monotonic() - begun),
         }
-        what = {**_describe(work, plan), "stats": told}
+        what = {**_describe(work, plan, engine), "stats": told}
         _record_stats(slice_, work, told, receipts.followed(what))
         # The run and the time that a row keeps when it is reused lead to the shard that it was scored in.
         what["shards"] = [[shard.notes["run_id"], shard.notes["scored_at"]] for shard in shards]
@@ -169,9 +172,18 @@ def load_engine(model: RegisteredVersion, spec: PipelineSpec, root: Location) ->
     Raises:
         ModelError: a file is altered, or the model cannot be loaded.
         SignatureError: the pipeline's decision does not suit the model.
-        InferenceError: a device asked for is not there.
+        InferenceError: a device asked for is not there, or the Ray cluster that is asked for cannot do the work.
         StorageError: a calibration that is asked for cannot be read or kept.
     """
+    if spec.inference.executor == "ray":
+        return RayExecutor(
+            partial(_load_elsewhere, model.name, model.version, model.digest, spec, root),
+            code_version,
+            device=spec.inference.device,
+            devices=spec.inference.devices,
+            flavor=model.flavor,
+            models=len(spec.model.aliases),
+        )
     device = resolve_device(spec.inference.device, model.flavor)
     count = device_count(spec.inference.devices, device)
     load = partial(_load, model, spec, root)
@@ -185,10 +197,36 @@ def _load(model: RegisteredVersion, spec: PipelineSpec, root: Location) -> Engin
     return calibrated(engine, model.digest, root)
 
 
+def _load_elsewhere(
+    name: str, version: str, digest: str, spec: PipelineSpec, root: Location, device: str
+) -> Engine:
+    """Load a version where it was not looked up, by its digest: what lies there may be something else.
+
+    Raises:
+        ModelError: the version is not there, or is another one.
+        As `load_engine`.
+    """
+    here = socket.gethostname()
+    try:
+        model = recorded_version(name, version, root)
+    except ModelNotFoundError as error:
+        raise ModelError(
+            f"Ray node {here} does not find model {name} version {version} in {root}: every node needs the same "
+            f"BATCH_PLATFORM_ROOT, on a disk that all share or in object storage ({error})"
+        ) from None
+    if model.digest != digest:
+        raise ModelError(
+            f"model {name} version {version} in {root} of Ray node {here} is another one ({model.digest}, not {digest}): "
+            "every node needs the same BATCH_PLATFORM_ROOT"
+        )
+    inference = spec.inference.model_copy(update={"device": device})
+    return _load(model, spec.model_copy(update={"inference": inference}), root)
+
+
 # -- receipt ----------------------------------------------------------------------------------------------
 
 
-def _describe(work: Work, plan: RowPlan) -> dict[str, Any]:
+def _describe(work: Work, plan: RowPlan, engine: Scorer) -> dict[str, Any]:
     return {
         # A partition in which rows stand that this work would have made anew is not this work done.
         "work": fingerprint({"mends": work.fingerprint}) if plan.mends else work.identity,
@@ -202,7 +240,7 @@ def _describe(work: Work, plan: RowPlan) -> dict[str, Any]:
         "contract_version": work.features.receipt.get("contract_version"),
         "device": work.parameters["device"],
         "dtype": work.parameters["dtype"],
-        "hardware": receipts.hardware_of(work.parameters["device"]),
+        "hardware": dict(engine.hardware),
         "recipe_version": work.recipe_version,
         "code_version": code_version(),
         "parameters": work.parameters,
@@ -270,7 +308,7 @@ def _score_missing_shards(
         }
         ledger.record(index, rows, notes)
         meter.scored(result.stats)
-        progress(f"{slice_.about}: {meter.line()}")
+        progress(f"{slice_.about}: {meter.line()}{engine.where and f', {engine.where}'}")
     return shards
 
 

@@ -584,12 +584,16 @@ class DecisionSpec(_Section):
 class InferenceSpec(_Section):
     """How rows are put through the model."""
 
-    executor: Literal["local", "ray"] = Field("local", description="ray: a later release.")
+    executor: Literal["local", "ray"] = Field(
+        "local",
+        description="local: this machine. ray: actors on the Ray cluster that RAY_ADDRESS names, else one of this machine "
+        "alone; needs the extra batch_platform[ray].",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one.")
     devices: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
         1,
-        description="Devices that compute at once, a process for each: a number, or all GPUs that there are. On CPUs "
-        "processes share the processors.",
+        description="Devices that compute at once, a process or an actor for each: a number, or all GPUs that there are. On "
+        "CPUs they share the processors; with ray, all is an actor for each node.",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: bfloat16 on GPUs that have it, else float32."
@@ -909,7 +913,6 @@ class PipelineSpec(_Section):
         """
         asked = {
             "model.challenger of MLflow": self.model.challenger is not None and self.model.is_of_mlflow,
-            "inference.executor: ray": self.inference.executor == "ray",
             f"automation.trigger: {self.automation.trigger}": self.automation.trigger
             in ("on_arrival", "upstream"),
             "automation.off_peak": self.automation.off_peak is not None,

@@ -46,9 +46,9 @@ def test_none_at_all(tmp_path: Path) -> None:
 MISTAKES: list[tuple[Any, type[PipelineFileError], str]] = [
     (pipeline(colour="red"), PipelineFileError, "colour: unknown field"),
     (
-        pipeline(inference={"executor": "ray"}),
+        pipeline(automation={"trigger": "on_arrival"}),
         NotYetSupportedError,
-        "pipeline churn: inference.executor: ray comes with a later release",
+        "pipeline churn: automation.trigger: on_arrival comes with a later release",
     ),
     ({"type": COMPONENT}, PipelineFileError, "partitions: Field required"),
     ({"type": COMPONENT, "attributes": ["a list"]}, PipelineFileError, "attributes: Input should be"),

@@ -211,7 +211,6 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 
 LATER: list[tuple[str, Any, str]] = [
-    ("inference.executor", "ray", "inference.executor: ray"),
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22-06", "automation.off_peak"),

@@ -147,7 +147,6 @@ WRONG = [
     ),
 ]
 LATER = [
-    ("inference.executor", "ray", "inference.executor: ray"),
     ("automation.trigger", "on_arrival", "automation.trigger: on_arrival"),
     ("automation.trigger", "upstream", "automation.trigger: upstream"),
     ("automation.off_peak", "22:00-06:00", "automation.off_peak"),

@@ -4,7 +4,12 @@ It decides what `auto` means on this machine and refuses a device that is not th
 to another one in silence.
 """
 
+import os
+import platform
 import resource
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 from batch_platform.errors import InferenceError
 
@@ -31,8 +36,13 @@ def resolve_device(asked: str, flavor: str = "torch") -> str:
     return "cpu" if hindrance is not None else "cuda"
 
 
+def computes_on_cpu_alone(flavor: str) -> bool:
+    """Whether models of a flavor never compute on a GPU."""
+    return flavor in _CPU_ONLY
+
+
 def _why_no_cuda(flavor: str) -> str | None:
-    if flavor in _CPU_ONLY:
+    if computes_on_cpu_alone(flavor):
         return f"a {flavor} model computes on the CPU: choose another flavor"
     if flavor == "onnx":
         import onnxruntime
@@ -90,6 +100,32 @@ def resolve_dtype(asked: str, device: str, is_text: bool) -> str:
     import torch
 
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+
+
+def hardware_of(device: str) -> dict[str, Any]:
+    """What this machine is (machine, processor, cores, gpu, python), with its GPU where that computes."""
+    gpu = None
+    if device == "cuda":
+        import torch
+
+        gpu = torch.cuda.get_device_name()
+    return {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+    }
+
+
+@cache
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def peak_memory_bytes(device: str) -> int:

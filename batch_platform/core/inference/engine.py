@@ -7,10 +7,10 @@ results go, or what kind of model it runs.
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from batch_platform.core.inference import causes
 from batch_platform.core.inference.batching import BatchPlan
 from batch_platform.core.inference.computing import BatchLoop, Patience, Shard
 from batch_platform.core.inference.deadline import StuckError, Worker
-from batch_platform.core.inference.device import peak_memory_bytes
+from batch_platform.core.inference.device import hardware_of, peak_memory_bytes
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.outputs import bad_rows
 from batch_platform.core.models.predictor import Predictor, Prepared, load_predictor
@@ -69,6 +69,14 @@ class Scorer(Protocol):
     def backend(self) -> str:
         """What computes, where there is a choice that acts on the last bits; else empty."""
 
+    @property
+    def hardware(self) -> Mapping[str, Any]:
+        """The machine that computes, as `device.hardware_of` has it."""
+
+    @property
+    def where(self) -> str:
+        """Where it computes, for people, such as `in 2 processes`; empty where that is this process."""
+
     def score_stream(self, shards: Iterator[pa.Table], tolerated: int | None = None) -> Iterator[ShardResult]:
         """Score shards in order, as `Engine.score_stream`."""
 
@@ -111,6 +119,14 @@ class Engine:
     @property
     def backend(self) -> str:
         return self.predictor.backend
+
+    @property
+    def hardware(self) -> dict[str, Any]:
+        return hardware_of(self.plan.device)
+
+    @property
+    def where(self) -> str:
+        return ""
 
     def close(self) -> None:
         """Nothing runs between two streams."""

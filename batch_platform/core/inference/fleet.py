@@ -20,13 +20,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from batch_platform.core.inference.batching import BatchPlan
-from batch_platform.core.inference.computing import NAMED
 from batch_platform.core.inference.engine import Engine, ShardResult
+from batch_platform.core.inference.transport import HELD, Way, check_failed, packed, unpacked
 from batch_platform.errors import BatchPlatformError, InferenceError
 
-# Shards that a process may have: one that computes, one that is prepared, one on its way.
-_HELD = 3
 _ENDING = 5.0  # seconds
 _log = logging.getLogger(__name__)
 
@@ -37,6 +34,7 @@ class Fleet:
     Attributes:
         plan: how batches are cut, by all of them.
         backend: what computes, where there is a choice.
+        hardware: this machine.
     """
 
     def __init__(self, load: Callable[[], Engine], device: str, count: int) -> None:
@@ -57,10 +55,17 @@ class Fleet:
         self._members: list[_Member] = []
         self._start()
         ways = [member.way for member in self._members if member.way is not None]
-        if any(way != ways[0] for way in ways):
+        try:
+            for way in ways:
+                ways[0].refuse_unlike(way)
+        except InferenceError:
             self.close()
-            raise InferenceError(f"the devices are not alike: {ways}; use devices of one kind")
-        self.plan, self.backend = ways[0]
+            raise
+        self.plan, self.backend, self.hardware = ways[0].plan, ways[0].backend, ways[0].hardware
+
+    @property
+    def where(self) -> str:
+        return f"in {len(self._environments)} processes"
 
     def score_stream(self, shards: Iterator[pa.Table], tolerated: int | None = None) -> Iterator[ShardResult]:
         """Score shards, several at once; results come in the order of the shards.
@@ -77,7 +82,7 @@ class Fleet:
         is_over, failed = False, 0
         try:
             while True:
-                while not is_over and (member := self._idlest()).held < _HELD:
+                while not is_over and (member := self._idlest()).held < HELD:
                     shard = next(shards, None)
                     is_over = shard is None
                     if shard is not None:
@@ -89,7 +94,7 @@ class Fleet:
                     _take(self._members)
                 result = order.popleft().results.popleft()
                 failed += len(result.failures)
-                _check(failed, tolerated)
+                check_failed(failed, tolerated)
                 yield result
         except BaseException:
             self.close()  # they may be in the middle of a shard that nobody wants any more
@@ -134,7 +139,7 @@ class _Member:
 
     process: BaseProcess
     connection: Connection
-    way: tuple[BatchPlan, str] | None = None  # plan and backend; None until the model is loaded
+    way: Way | None = None  # None until the model is loaded
     given: int = 0
     results: deque[ShardResult] = field(default_factory=deque)
     returned: int = 0
@@ -145,7 +150,7 @@ class _Member:
         return self.given - self.returned + len(self.results)
 
     def give(self, shard: pa.Table, tolerated: int | None) -> None:
-        self._send((tolerated, _packed(shard)))
+        self._send((tolerated, packed(shard)))
         self.given += 1
 
     def end_stream(self) -> None:
@@ -158,7 +163,7 @@ class _Member:
             self.way = message
             return
         outputs, failures, stats = message
-        self.results.append(ShardResult(_unpacked(outputs), failures, stats))
+        self.results.append(ShardResult(unpacked(outputs), failures, stats))
         self.returned += 1
 
     def _send(self, message: Any) -> None:
@@ -187,14 +192,6 @@ def _take(members: list[_Member]) -> None:
         member.take(message)
 
 
-def _check(failed: int, tolerated: int | None) -> None:
-    if tolerated is not None and failed > max(tolerated, NAMED):
-        raise InferenceError(
-            f"{failed} rows have failed on all devices together, and {tolerated} may (inference.max_error_share): the "
-            "rest is not computed. Remove the cause and run the partition again; finished shards are kept"
-        )
-
-
 def _environments(device: str, count: int) -> list[dict[str, str]]:
     """Environment variables of each process, so that it sees its own device or its share of the processors."""
     if device == "cpu":
@@ -218,7 +215,7 @@ def _serve(connection: Connection, load: Callable[[], Engine], environment: dict
     os.environ.update(environment)  # before a library reads it
     try:
         engine = load()
-        connection.send((engine.plan, engine.backend))
+        connection.send(Way.of(engine))
         inbox: SimpleQueue[Any] = SimpleQueue()
         threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
         while True:
@@ -244,19 +241,8 @@ def _serve_stream(connection: Connection, engine: Engine, inbox: "SimpleQueue[An
     def shards() -> Iterator[pa.Table]:
         message = first
         while message is not None:
-            yield _unpacked(message[1])
+            yield unpacked(message[1])
             message = inbox.get()
 
     for result in engine.score_stream(shards(), first[0]):
-        connection.send((_packed(result.outputs), result.failures, result.stats))
-
-
-def _packed(table: pa.Table) -> pa.Buffer:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def _unpacked(buffer: pa.Buffer) -> pa.Table:
-    return pa.ipc.open_stream(buffer).read_all()
+        connection.send((packed(result.outputs), result.failures, result.stats))

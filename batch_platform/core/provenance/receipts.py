@@ -7,7 +7,6 @@ folder, not the data.
 
 import hashlib
 import os
-import platform
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batch_platform.core.data import files
+from batch_platform.core.inference.device import hardware_of
 from batch_platform.errors import SettingsError
 from batch_platform.settings import project_root
 
@@ -133,40 +133,10 @@ def environment() -> dict[str, Any]:
         return {
             "git_commit": os.environ.get(GIT_COMMIT_VARIABLE),
             "lock_digest": None,
-            "hardware": _hardware(),
+            "hardware": hardware_of("cpu"),
         }
     commit = os.environ.get(GIT_COMMIT_VARIABLE) or _git_commit(root)  # an image has no checkout
-    return {"git_commit": commit, "lock_digest": _lock_digest(root), "hardware": _hardware()}
-
-
-def hardware_of(device: str) -> dict[str, Any]:
-    """The machine, with its GPU where that computes."""
-    found = _hardware()
-    if device == "cuda":
-        import torch
-
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _hardware() -> dict[str, Any]:
-    return {
-        "machine": platform.machine(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "gpu": None,
-        "python": platform.python_version(),
-    }
-
-
-@cache
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return {"git_commit": commit, "lock_digest": _lock_digest(root), "hardware": hardware_of("cpu")}
 
 
 @cache

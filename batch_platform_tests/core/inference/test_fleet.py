@@ -8,7 +8,7 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
-from batch_platform.core.inference import fleet
+from batch_platform.core.inference import fleet, transport
 from batch_platform.core.inference.device import device_count
 from batch_platform.core.inference.engine import Engine
 from batch_platform.core.inference.fleet import Fleet
@@ -105,7 +105,7 @@ def test_failing_rows_come_back_as_failures(two):
 
 
 def test_too_many_failing_rows_on_all_devices_together(two, monkeypatch):
-    monkeypatch.setattr(fleet, "NAMED", 3)
+    monkeypatch.setattr(transport, "NAMED", 3)
     several = two(partial(_load, fails=[f"text 3 of {place}" for place in range(20)]))
     with pytest.raises(InferenceError, match="4 rows have failed on all devices together, and 2 may"):
         list(several.score_stream(_shards(), tolerated=2))
