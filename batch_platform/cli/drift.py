@@ -97,9 +97,9 @@ def backtest(pipeline: str, as_json: bool) -> None:
     """Show what each strictness would have done: false alarms, and how soon changes are found.
 
     The later half of the reference is judged by the days before (walk-forward), the earlier half by the days after,
-    and every alarm there counts as false; changes are put into the later half to see when they are found. The
-    partitions since the reference are judged as they were; their alarms may be true. Nothing is written. Exit code 1
-    where no strictness keeps the budget.
+    and every alarm there counts as false. The partitions since the reference are judged as they were; their alarms may
+    be true. Changes are put into those partitions to see when they are found, or, before there are seven, into the
+    later half of the reference. Nothing is written. Exit code 1 where no strictness keeps the budget.
     """
     found = back_test(find_pipeline(defs_folder(), pipeline), Settings.from_env())
     if as_json:
@@ -133,6 +133,7 @@ def _table(group: GroupBackTest) -> str:
         lines.append(
             f"  {mark}{trial.strictness:9g} | {_runs(trial):>12}  {trial.per_quarter:9.1f} | {_runs(since):>19} | {found}"
         )
+    lines.append(f"  changes are put into {group.changed}")
     lines.append(f"  * the least that keeps the budget of {group.calibration.budget:g} a quarter; set")
     if group.alarms_since:
         lines.append(f"  alarms since the reference: {', '.join(group.alarms_since)}")

@@ -7,7 +7,7 @@ and the partitions after it as they were judged, where an alarm may be true. It 
 from dataclasses import dataclass
 
 from batch_platform.core.layout import Layout
-from batch_platform.core.monitoring.back_test import Detection, Trial, trial_of
+from batch_platform.core.monitoring.back_test import IN_TIME, Detection, Trial, trial_of
 from batch_platform.core.monitoring.decision import STRICTNESS
 from batch_platform.core.monitoring.drift import Calibration, DriftMonitor
 from batch_platform.core.monitoring.judging import moment_of, monitor_of
@@ -25,7 +25,8 @@ class GroupBackTest:
         group: features or predictions.
         calibration: how the decision is set.
         reference: each strictness on the later days of the reference.
-        detections: how soon each finds changes there.
+        detections: how soon each finds changes, put into `changed`.
+        changed: partitions since the reference, or, before there are enough, the later half of the reference.
         since: each strictness on the partitions after the reference.
         alarms_since: partitions after the reference that alarm at the strictness which is set.
     """
@@ -34,6 +35,7 @@ class GroupBackTest:
     calibration: Calibration
     reference: tuple[Trial, ...]
     detections: tuple[Detection, ...]
+    changed: str
     since: tuple[Trial, ...]
     alarms_since: tuple[str, ...]
 
@@ -68,8 +70,9 @@ def back_test(spec: PipelineSpec, settings: Settings) -> PipelineBackTest:
 
 def _group(store: ReferenceStore, reference: Reference, group: str, budget: float) -> GroupBackTest:
     monitor = monitor_of(store, reference, group, budget)
-    false_alarms, found = monitor.back_test()
     later = {key: store.load_profile(group, key) for key in store.keys(group) if key > reference.keys[-1]}
+    with_rows = [(moment_of(key), profile) for key, profile in later.items() if profile.rows]
+    false_alarms, found = monitor.back_test(with_rows)
     judged = {}
     for strictness in STRICTNESS:
         replayed = monitor.at(strictness)
@@ -81,6 +84,7 @@ def _group(store: ReferenceStore, reference: Reference, group: str, budget: floa
         monitor.calibration,
         tuple(false_alarms),
         tuple(found),
+        "partitions since the reference" if len(with_rows) >= IN_TIME else "the later half of the reference",
         tuple(_since(monitor, strictness, list(alerts.values())) for strictness, alerts in judged.items()),
         tuple(key for key, alert in judged[set_at].items() if alert),
     )

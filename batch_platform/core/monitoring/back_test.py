@@ -127,6 +127,18 @@ class WalkForward:
             folds.append(Fold(normal, had, range(first, end), is_later))
         return cls(moments, days, tuple(folds))
 
+    @classmethod
+    def since(
+        cls,
+        known: tuple[Normal, Precedents],
+        moments: Sequence[date],
+        days: Sequence[DayValues],
+        first: int,
+    ) -> Self:
+        """Whole weeks of partitions from place `first` on, each judged by what is `known` of the reference before."""
+        weeks = range(first, len(days) - IN_TIME + 1, IN_TIME)
+        return cls(moments, days, tuple(Fold(*known, range(week, week + IN_TIME), True) for week in weeks))
+
     @cached_property
     def _deviations(self) -> list[Deviations]:
         return [fold.deviations(self.moments, self.days, fold.places.stop) for fold in self.folds]

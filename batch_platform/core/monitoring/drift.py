@@ -17,7 +17,15 @@ from typing import Literal, Self
 
 import numpy as np
 
-from batch_platform.core.monitoring.back_test import Detection, Trial, WalkForward, chosen, detections, tried
+from batch_platform.core.monitoring.back_test import (
+    IN_TIME,
+    Detection,
+    Trial,
+    WalkForward,
+    chosen,
+    detections,
+    tried,
+)
 from batch_platform.core.monitoring.day_statistics import Yardstick, only_grows
 from batch_platform.core.monitoring.decision import STRICTNESS, Rule, kind_of
 from batch_platform.core.monitoring.detectable import Detectable, columns_not_seen, detectable
@@ -223,19 +231,29 @@ class DriftMonitor:
         calibration = replace(self.calibration, strictness=strictness)
         return DriftMonitor(replace(self._fitted, calibration=calibration))
 
-    def back_test(self) -> tuple[list[Trial], list[Detection]]:
-        """Every strictness on the reference by walk-forward: false alarms, and how soon changes are found.
+    def back_test(self, later: Sequence[tuple[date, Profile]] = ()) -> tuple[list[Trial], list[Detection]]:
+        """Every strictness on the reference by walk-forward: false alarms; and how soon changes are found.
 
-        Both are empty where the reference is too short (`back_test.FEWEST_DAYS`).
+        Changes are put into the beginning of each week since the reference, judged as this monitor judges it; before
+        there is one, into the later half of the reference, judged by the days before. Both are empty where the
+        reference is too short (`back_test.FEWEST_DAYS`).
+
+        Args:
+            later: day and profile of partitions since the reference, in date order.
         """
         fitted = self._fitted
-        if fitted.held_against is None:
+        if fitted.normal is None or fitted.held_against is None:
             return [], []
         moments, days = zip(*fitted.history, strict=True)
         statistics = _statistics(fitted.keys)
         history = WalkForward.of(moments, days, statistics, fitted.held_against)
-        false_alarms = tried(history, fitted.rule, self.calibration.judgements_per_quarter)
-        return list(false_alarms), list(detections(history, [each.kind for each in statistics], fitted.rule))
+        false_alarms = list(tried(history, fitted.rule, self.calibration.judgements_per_quarter))
+        if false_alarms and len(later) >= IN_TIME:
+            moments += tuple(day for day, _ in later)
+            days += tuple(fitted.values(profile) for _, profile in later)
+            known = fitted.normal, fitted.held_against
+            history = WalkForward.since(known, moments, days, len(fitted.history))
+        return false_alarms, list(detections(history, [each.kind for each in statistics], fitted.rule))
 
     def remember(self, day: date, profile: Profile) -> None:
         """Take a day into account that was judged already; in date order, as for `judge`."""

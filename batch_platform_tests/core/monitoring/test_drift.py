@@ -227,6 +227,19 @@ def test_too_little_history_says_so_and_is_no_all_clear() -> None:
     assert "2 reference days, 3 are needed" in verdict.message
 
 
+def test_a_back_test_puts_changes_into_whole_weeks_since_the_reference_where_there_are_any() -> None:
+    later = list(days(0, REFERENCE_DAYS, 15))
+    for since, tries, found in (
+        ([], 2 * 10, 0.5),
+        (later[:6], 2 * 10, 0.5),
+        (later, 2 * 10, 1.0),
+        (later[:8], 10, 1.0),
+    ):
+        half = next(each for each in fitted().back_test(since)[1] if each.change == "mean + 0.5 sd")
+        assert half.tries == tries
+        assert (half.found >= 0.9) == (found == 1.0)
+
+
 def test_a_smaller_budget_is_stricter() -> None:
     shifts = [bell(900, 200, shift) for shift in np.arange(0.3, 1.2, 0.02)]
 
