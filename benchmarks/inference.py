@@ -113,7 +113,8 @@ def _run(name: str, model: Path, source: Path, target: Path, threads: int) -> tu
     if name.startswith("ours"):
         own = ["--flavor", "transformers", "--task", "embedding", "--row-key", "id", "--text-column", "text"]
         dtype = name.partition(":")[2] or "auto"
-        words = ["batch_platform.core.inference", *words, *own, "--device", "cpu", "--dtype", dtype]
+        own += ["--device", "cpu", "--dtype", dtype, "--stats", str(target.with_suffix(".stats.json"))]
+        words = ["batch_platform.core.inference", *words, *own]
     else:
         words = ["benchmarks.contenders", name, *words]
     count = str(threads)
@@ -148,10 +149,11 @@ def _peak(folder: Path) -> float:
     return float(subprocess.run([str(program)], capture_output=True, check=True, text=True).stdout) * 1e9
 
 
-def _padding(name: str, lengths: np.ndarray, texts: list[str]) -> float | None:
-    """Share of padding in batches of rows: in arrival order, or by characters; the engine's own is in its statistics."""
-    if name.startswith("ours") or name == "ray-data":
-        return None
+def _padding(name: str, lengths: np.ndarray, texts: list[str], folder: Path) -> float:
+    """Share of padding: by the engine's own statistics, else in batches of rows in arrival order, or by characters."""
+    if name.startswith("ours"):
+        stats = json.loads((folder / f"{name}.out.stats.json").read_text())
+        return float(stats["padding_waste"])
     order = np.arange(len(texts))
     if name == "sentence-transformers":
         order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -181,11 +183,10 @@ def _print_table(
         rate = tokens / median(part.seconds for part in parts)
         share = median(tokens * FLOP_PER_TOKEN / part.seconds / part.peak for part in parts)
         ratio = median(other.seconds / own.seconds for other, own in zip(parts, costs["ours"], strict=True))
-        padding = _padding(name, lengths, texts)
+        padding = _padding(name, lengths, texts, folder)
         cosine = (expected * _vectors(folder / f"{name}.out.parquet")).sum(1).min()
         print(
-            f"| {name} | {rate:,.0f} | {share:.0%} | {ratio:.2f} | "
-            f"{'' if padding is None else f'{padding:.0%}'} | "
+            f"| {name} | {rate:,.0f} | {share:.0%} | {ratio:.2f} | {padding:.0%} | "
             f"{max(part.memory_bytes for part in parts) / 2**20:,.0f} MiB | {cosine:.5f} |"
         )
 
