@@ -16,6 +16,7 @@ from batch_platform.core.monitoring.profile import DIFFERING, ColumnProfile, Pro
 from batch_platform.core.monitoring.vector_sample import VectorSample
 
 TOP_VALUES = 20
+OTHERS = "share of other values"
 # A string column with more distinct values than this share of its rows is text or a key: its lengths are judged,
 # and of its values only those that are frequent.
 _TEXT_SHARE = 0.5
@@ -172,7 +173,7 @@ class _Column:
         for place, statistic in self._top.items():
             yield statistic, _share(counts.get(place >> coarser, 0), usable)
         in_top = sum(counts.get(place, 0) for place in {place >> coarser for place in self._top})
-        yield "share of other values", _share(usable - in_top, usable)
+        yield OTHERS, _share(usable - in_top, usable)
 
     def _cluster_shares(self, sample: VectorSample, usable: int) -> Iterator[tuple[str, DayValue]]:
         """Share of the rows in each cluster, and far from all, by the sample."""

@@ -10,12 +10,13 @@ from datetime import date
 import numpy as np
 
 from batch_platform.core.monitoring.back_test import IN_TIME
+from batch_platform.core.monitoring.day_statistics import OTHERS
 from batch_platform.core.monitoring.decision import BEYOND, Rule
 from batch_platform.core.monitoring.evidence import WINDOWS, Deviations, Precedents
 from batch_platform.core.monitoring.normal import DayValues, Normal
 
 NONE = "none, however large"
-_ABSENCES = ("null rate", "infinite", "empty")
+_ABSENCES = ("null rate", "infinite", "empty", OTHERS)
 # Found nine times of ten.
 _POWER_SIGMAS = 1.2816
 
@@ -75,7 +76,10 @@ def detectable(
 
 
 def columns_not_seen(smallest: Iterable[Detectable]) -> list[str]:
-    """Columns in whose values no change would be found; a change of how many have none may be."""
+    """Columns in whose values no change would be found.
+
+    A change of how many have none may be, and one to values that the reference does not have.
+    """
     found: dict[str, bool] = {}
     for each in smallest:
         if not each.statistic.startswith(_ABSENCES):

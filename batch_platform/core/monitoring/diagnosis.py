@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batch_platform.core.monitoring.day_statistics import OTHERS
 from batch_platform.core.monitoring.drift import Finding
 from batch_platform.core.monitoring.texts import text_measures
 
@@ -327,7 +328,7 @@ def unusual(
         return _equal(column, value) if is_up else None
     if finding.column not in reference.column_names:
         return None
-    if finding.statistic == "share of other values":
+    if finding.statistic == OTHERS:
         seen = reference[finding.column].unique()
         is_new = ~pc.is_in(column, value_set=seen.cast(column.type)).to_numpy(zero_copy_only=False)
         return is_new if is_up else None
