@@ -201,7 +201,7 @@ def _again_and_again(odd: Booleans) -> Booleans:
     for gap in range(1, _GAP + 1):
         before[gap:] |= odd[:-gap]
     several = (odd & ~before).sum(axis=0) > 1
-    return several & (several.mean() <= _FEW)
+    return several & (several.sum() <= max(1.0, _FEW * len(several)))
 
 
 def _without_bursts(
