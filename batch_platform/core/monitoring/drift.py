@@ -385,4 +385,6 @@ def _sentence(findings: Sequence[Finding]) -> str:
 
 def _few(words: Sequence[str]) -> str:
     more = len(words) - _NAMED_FINDINGS
-    return ", ".join(words[:_NAMED_FINDINGS]) + (f" and {more} more columns" if more > 0 else "")
+    return ", ".join(words[:_NAMED_FINDINGS]) + (
+        f" and {more} more column{'s'[: more > 1]}" if more > 0 else ""
+    )

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from batch_platform.core.monitoring.detectable import NONE
 from batch_platform.core.monitoring.diagnosis import Diagnosis
 from batch_platform.core.monitoring.drift import Calibration, Finding, Verdict
 from batch_platform.core.monitoring.reviews import Reviewed
@@ -214,7 +215,9 @@ def calibration_html(calibrations: Mapping[str, Mapping[str, Any]]) -> list[str]
 
 
 def _smallest(statistic: str, words: str) -> str:
-    """`mean ± 0.2 sd of lengths`, `null rate 1.0 % to 3.1 %`."""
+    """`mean ± 0.2 sd of lengths`, `null rate 1.0 % to 3.1 %`, `spread of ranks: none, however large`."""
+    if words == NONE:
+        return f"{statistic}: {words}"
     for kind in ("mean rank", "spread of ranks"):
         if statistic.startswith(kind):
             return words + statistic.removeprefix(kind)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from batch_platform.core.monitoring.back_test import Trial
-from batch_platform.core.monitoring.detectable import Detectable
+from batch_platform.core.monitoring.detectable import NONE, Detectable
 from batch_platform.core.monitoring.drift import Calibration, Finding, Verdict
 from batch_platform.core.monitoring.summary import markdown, plot, summary_html, verdict_values
 
@@ -58,6 +58,7 @@ def test_page_and_markdown_state_the_false_alarm_rate_and_the_smallest_change() 
     changes = (
         Detectable(EVIL, "mean rank", 0.1, "mean ± 0.36 sd"),
         Detectable(EVIL, "null rate", 0.1, "1.0 % to 3.1 %"),
+        Detectable("wind", "mean rank", None, NONE),
     )
     trial = Trial(1.6, 28, 0, 0, 0, 0.0, 9.7)
     calibrations = {"features": Calibration(1.0, 91, 1.6, trial, "weekday", changes)}
@@ -69,6 +70,7 @@ def test_page_and_markdown_state_the_false_alarm_rate_and_the_smallest_change() 
         "0 false alarms on 28 back-tested partitions at strictness 1.6",
         "Compared by weekday",
         "mean ± 0.36 sd; null rate 1.0 % to 3.1 %",
+        "mean rank: none, however large",
         EVIL,
     ):
         assert words in page.text
