@@ -225,8 +225,9 @@ def _shares_of_files(slice_: Slice, places: Mapping[str, tuple[str, int]]) -> li
         for entry in batch["source_file"].value_counts().to_pylist():
             rows[entry["values"]] += entry["counts"]
     unusual = Counter(file for file, _ in places.values())
+    counted = unusual.total()
     shares = [
-        SourceShare(file, count / rows.total(), unusual[file] / unusual.total())
+        SourceShare(file, count / rows.total(), unusual[file] / counted, counted)
         for file, count in rows.items()
     ]
     return sorted(shares, key=lambda share: (share.rows - share.unusual, -share.rows, share.file))[:_FILES]

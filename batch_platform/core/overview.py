@@ -68,8 +68,8 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
     versions = code_versions(spec, stages)
     failed: dict[str, str] = {}
     stale: dict[Partition, str] = {}
-    drifting: dict[str, str] = {}
-    warnings: dict[str, str] = {}
+    drifting: dict[str, list[str]] = {}
+    warnings: dict[str, list[str]] = {}
     missing = []
     done = 0
     partitions = list(spec.partitions.calendar().partitions(now))
@@ -77,10 +77,8 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         known = outcomes.recall(layout, partition.key)
         for stage, outcome in known.items():
             place = drifting if stage == "drift_report" else warnings
-            for check, words in outcome.warnings.items():
-                place[partition.key] = "; ".join(
-                    filter(None, [place.get(partition.key), f"{check}: {words}"])
-                )
+            said = [f"{check}: {words}" for check, words in outcome.warnings.items()]
+            place.setdefault(partition.key, []).extend(said)
         old = stale_stages(known, versions, digests)
         if old:
             stale[partition] = "; ".join(f"{stage}: {why}" for stage, why in old.items())
@@ -91,14 +89,15 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
             done += 1
         else:
             missing.append(partition)
+    drifts, warned = _joined(drifting), _joined(warnings)
     gaps = tuple((first.key, last.key) for first, last in contiguous(missing))
     lake = Lake(layout)
     tables = ["raw", "predictions", "quarantine"]
     tables += ["challenger_predictions"] if spec.model.challenger is not None else []
     rows = {table: sum(lake.partition_rows(table).values()) for table in tables}
     due = _last_tick(spec, now)
-    decided = decisions(layout, list(drifting))
-    undecided = [key for key in drifting if key not in decided]
+    decided = decisions(layout, list(drifts))
+    undecided = [each for each in partitions if each.key in drifts and each.key not in decided]
     return Overview(
         pipeline=spec.name,
         partitions=len(partitions),
@@ -108,14 +107,20 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         late=tuple(partition.key for partition in missing if due is not None and partition.end <= due),
         quarantined=lake.partition_rows("quarantine"),
         stale={partition.key: why for partition, why in stale.items()},
-        drifting=drifting,
+        drifting=drifts,
         decisions=decided,
-        quality_decisions=decisions(layout, list(dict.fromkeys([*warnings, *failed])), "quality"),
-        warnings=warnings,
+        quality_decisions=decisions(layout, list(dict.fromkeys([*warned, *failed])), "quality"),
+        warnings=warned,
         rows=rows,
         model=model,
-        next_command=promotion or _next(spec, failed, gaps, undecided, list(contiguous(list(stale)))),
+        next_command=promotion
+        or _next(spec, failed, gaps, list(contiguous(undecided)), list(contiguous(list(stale)))),
     )
+
+
+def _joined(said: Mapping[str, list[str]]) -> dict[str, str]:
+    """One sentence a partition; what raw and features both say is said once."""
+    return {key: "; ".join(dict.fromkeys(words)) for key, words in said.items() if words}
 
 
 def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str, dict[str, str]]:
@@ -160,7 +165,7 @@ def _next(
     spec: PipelineSpec,
     failed: Mapping[str, str],
     gaps: tuple[tuple[str, str], ...],
-    undecided: list[str],
+    undecided: Sequence[tuple[Partition, Partition]],
     stale: Sequence[tuple[Partition, Partition]],
 ) -> str:
     if failed:
@@ -169,8 +174,9 @@ def _next(
         first, last = gaps[-1]
         return f"dg launch --job {spec.name} --partition-range {first}...{last}"
     if undecided:
+        # From where the newest alarms began on: an acceptance speaks of later ones with the same causes.
         choice = "(--accept | --reject | --new-reference)"
-        return f"batch-platform drift review {spec.name} {undecided[-1]} {choice} --by WHO --why TEXT"
+        return f"batch-platform drift review {spec.name} {undecided[-1][0].key} {choice} --by WHO --why TEXT"
     if stale:
         return f"dg launch --job {spec.name} --partition-range {stale[-1][0].key}...{stale[-1][1].key}"
     return ""

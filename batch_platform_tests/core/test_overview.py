@@ -79,6 +79,7 @@ def test_what_checks_say_that_stop_nothing(tmp_path: Path) -> None:
     shop = Shop(tmp_path)
     shop.done(*DAYS)
     warned = {
+        "raw": Outcome.now("done", "r", warnings={"nulls": "plan has none"}),
         "features": Outcome.now("done", "r", warnings={"nulls": "plan has none"}),
         "drift_report": Outcome.now(
             "done", "r", warnings={"features_drift": "age up", "predictions_drift": "score up"}
@@ -89,6 +90,11 @@ def test_what_checks_say_that_stop_nothing(tmp_path: Path) -> None:
     assert (view.done, view.failed) == (5, {})
     assert view.drifting == {DAYS[1]: "features_drift: age up; predictions_drift: score up"}
     assert view.warnings == {DAYS[1]: "nulls: plan has none"}
+    for later in (DAYS[2], DAYS[4]):
+        outcomes.record(shop.slice(later).layout, later, {"drift_report": warned["drift_report"]})
+    assert f"drift review mini {DAYS[4]} " in shop.look().next_command
+    outcomes.record(shop.slice(DAYS[3]).layout, DAYS[3], {"drift_report": warned["drift_report"]})
+    assert f"drift review mini {DAYS[1]} " in shop.look().next_command  # where the newest alarms began
 
 
 def test_late_is_what_the_schedule_should_have_brought(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Decides the comparisons and the wording, from samples of the partition and of th
 Numbers from samples are estimates, and say so.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -24,6 +25,8 @@ _LEAST_ROWS = 20
 _MOSTLY = 0.5
 _MOVED_MIX = 0.05
 _SHARE = "share of "
+_TELLING_ODDS = 2.0
+_TELLING_SPREADS = 4.0
 
 Floats = npt.NDArray[np.float64]
 
@@ -49,11 +52,23 @@ class Change:
 
 @dataclass(frozen=True)
 class SourceShare:
-    """A source file: its share of the partition's rows, and of the rows that are unusual as the alarm says."""
+    """A source file: its share of the partition's rows, and of the rows that are unusual as the alarm says.
+
+    Attributes:
+        counted: how many unusual rows there are in all files.
+    """
 
     file: str
     rows: float
     unusual: float
+    counted: int
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it holds more of the unusual rows than its size and chance explain: twice the odds, four spreads."""
+        chance = math.sqrt(self.rows * (1 - self.rows) / max(self.counted, 1))
+        is_many = self.unusual * (1 - self.rows) >= _TELLING_ODDS * self.rows * (1 - self.unusual)
+        return is_many and self.unusual - self.rows > _TELLING_SPREADS * chance
 
 
 @dataclass(frozen=True)
@@ -87,17 +102,30 @@ class Diagnosis:
         head = head or f"The column {first.finding.column} moved"
         told = first.measured or f"{first.finding.statistic} {first.finding.direction}"
         sentences = [f"{head}: {told}; so since {first.since}."]
-        if first.segments:
-            sentences.append(f"{first.segments}.")
-        sentences += [f"{words}." for words in self.predictions[:2]]
+        sentences += [f"{words}." for words in self._where()]
+        sentences += [f"{words}." for words in self._outputs()]
         sentences.append(self._who())
-        suspicious = [share for share in self.files if share.unusual > share.rows]
-        if suspicious:
-            share = suspicious[0]
+        telling = [share for share in self.files if share.is_telling]
+        if telling:
+            share = telling[0]
             sentences.append(
                 f"{share.unusual:.0%} of the unusual rows come from {share.file}, which has {share.rows:.0%} of the rows."
             )
         return " ".join(sentences)
+
+    def _where(self) -> Iterator[str]:
+        """Mix or within, of the strongest column of which that is known."""
+        for place, change in enumerate(self.changes):
+            if change.segments:
+                column = f"{change.finding.column}: " if place else ""
+                yield f"{column}{change.segments}"
+                return
+
+    def _outputs(self) -> Sequence[str]:
+        """How the predictions moved; a few percent are chance where they raise no alarm."""
+        if any(change.group == "predictions" for change in self.changes):
+            return self.predictions
+        return ["The predictions raise no alarm"]
 
     def _who(self) -> str:
         if self.ours_with_it:
@@ -191,10 +219,14 @@ def shared_value(statistic: str) -> str | None:
 
 
 def prediction_words(current: pa.Table, reference: pa.Table) -> Iterator[str]:
-    """How the model's outputs moved between the samples."""
+    """How the model's outputs moved between the samples; decisions only where they are not the labels once more."""
+    told: list[tuple[dict[Any, float], dict[Any, float]]] = []
     for name, what in (("label", "labels"), ("decision", "decisions")):
         if (column := _common(name, current, reference)) is not None:
             before, now = (_shares(table[column]) for table in (reference, current))
+            if (before, now) in told:
+                continue
+            told.append((before, now))
             changed = sum(abs(before.get(key, 0.0) - now.get(key, 0.0)) for key in before.keys() | now) / 2
             top = max(before.keys() | now, key=lambda key: abs(before.get(key, 0.0) - now.get(key, 0.0)))
             yield (

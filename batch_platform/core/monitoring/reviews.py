@@ -254,13 +254,17 @@ def split(findings: Sequence[F], cause_of: Callable[[F], Cause], reviews: Iterab
         reviews: the decisions that speak for the partition, oldest first.
     """
     standing = _standing(reviews)
-    decided = [(finding, standing[cause]) for finding in findings if (cause := cause_of(finding)) in standing]
     accepted, rejected, grown = list[tuple[F, Review]](), list[tuple[F, Review]](), list[tuple[F, Review]]()
-    for finding, (review, size) in decided:
+    for finding in findings:
+        cause = cause_of(finding)
+        found = standing.get(cause) or _followed(cause, standing)
+        if found is None:
+            continue
+        review, size = found
         place = accepted
         if review.decision == "reject":
             place = rejected
-        elif size is not None and (cause_of(finding).size or 0.0) > _GROWN * size:
+        elif size is not None and (cause.size or 0.0) > _GROWN * size:
             place = grown
         place.append((finding, review))
     taken = [finding for finding, _ in accepted]
@@ -283,6 +287,30 @@ def _standing(reviews: Iterable[Review]) -> dict[Cause, tuple[Review, float | No
                 size = None if before[1] is None else max(size, before[1])
             standing[cause] = review, size
     return standing
+
+
+def _followed(
+    cause: Cause, standing: Mapping[Cause, tuple[Review, float | None]]
+) -> tuple[Review, float | None] | None:
+    """The acceptance of a change that this cause follows from, and the size that follows; None where there is none.
+
+    What one day's evidence was too little for is found by the days after: ranks that have shifted by e spread by about
+    e² more, and where a value's share grows those of others of the column fall.
+    """
+    shift = cause.statistic.replace("spread of ranks", "mean rank")
+    for other, (review, size) in standing.items():
+        if review.decision == "reject" or (other.group, other.column) != (cause.group, cause.column):
+            continue
+        if cause.statistic != shift == other.statistic and cause.direction == "up":
+            return review, None if size is None else size**2
+        are_shares = cause.statistic.startswith("share of ") and other.statistic.startswith("share of ")
+        are_others = cause.statistic != other.statistic and {cause.direction, other.direction} == {
+            "up",
+            "down",
+        }
+        if are_shares and are_others:
+            return review, size
+    return None
 
 
 def _reviewed(group: str, verdict: Verdict, reviews: Iterable[Review]) -> Reviewed:

@@ -83,6 +83,11 @@ def test_predictions_that_moved() -> None:
     assert said[1].startswith("The mean score went from 0.29")
     assert list(prediction_words(BEFORE.select(["amount"]), BEFORE)) == []
     assert list(prediction_words(BEFORE.slice(0, 0), BEFORE)) == []
+    # Decisions are told where they are not the labels once more.
+    now, before = (each.append_column("decision", each["label"]) for each in (table(pro=0.6), BEFORE))
+    assert list(prediction_words(now, before)) == said
+    now = now.set_column(4, "decision", pa.array(["no"] * ROWS))
+    assert "of the decisions are others" in list(prediction_words(now, before))[1]
 
 
 def test_unusual_rows_are_those_that_the_finding_speaks_of() -> None:
@@ -117,6 +122,20 @@ def diagnosis(**more: Any) -> Diagnosis:
     return Diagnosis((change,), **more)
 
 
+def test_the_paragraph_tells_of_the_predictions_and_of_the_mix_where_they_moved() -> None:
+    quiet = diagnosis(predictions=("At least 2% of the labels are others",)).paragraph
+    assert "The predictions raise no alarm." in quiet
+    assert "labels" not in quiet
+    score = Change(
+        "predictions", finding("score"), "2026-01-08", "up", "It is mostly a shift of the mix: plan"
+    )
+    moved = Diagnosis((*diagnosis().changes, score), predictions=("Labels moved", "The mean score went up"))
+    assert (
+        "score: It is mostly a shift of the mix: plan. Labels moved. The mean score went up."
+        in moved.paragraph
+    )
+
+
 def test_who_changed_is_told_apart() -> None:
     world = diagnosis().paragraph
     assert world.startswith("The column amount moved: its median went from 1 to 3; so since 2026-01-07.")
@@ -127,5 +146,7 @@ def test_who_changed_is_told_apart() -> None:
     earlier = diagnosis(ours={"code": "a -> b"}).paragraph
     assert "we changed before it began: code a -> b. Nothing of ours changed with the alarm." in earlier
     assert "is not known: model was not recorded" in diagnosis(unknown=("model was not recorded",)).paragraph
-    files = diagnosis(files=(SourceShare("b.csv", 0.1, 0.9),)).paragraph
+    files = diagnosis(files=(SourceShare("b.csv", 0.1, 0.9, 40),)).paragraph
     assert "90% of the unusual rows come from b.csv, which has 10% of the rows." in files
+    for by_chance in (SourceShare("b.csv", 0.3, 0.34, 100), SourceShare("b.csv", 0.1, 0.5, 4)):
+        assert "b.csv" not in diagnosis(files=(by_chance,)).paragraph

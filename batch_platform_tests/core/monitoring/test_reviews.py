@@ -133,3 +133,26 @@ def test_a_decision_that_recorded_no_size_speaks_of_every_size() -> None:
     old = replace(review(1), causes=causes)
     larger = replace(ALARM, findings=(replace(AMOUNT, effect=0.5), PLAN))
     assert not after(old, verdict=larger).verdict.alert
+
+
+def test_what_follows_from_an_accepted_change_was_accepted_with_it() -> None:
+    spread = replace(AMOUNT, statistic="spread of ranks", effect=0.05)
+    basic = replace(PLAN, statistic="share of 'basic'", direction="up", effect=0.1)
+    later = replace(ALARM, findings=(AMOUNT, PLAN, spread, basic))
+    accepted = after(review(1, AMOUNT, PLAN), verdict=later)
+    assert not accepted.verdict.alert
+    assert len(accepted.accepted) == 4
+    other = (
+        replace(spread, direction="down"),
+        replace(spread, effect=0.09),  # more than twice what a shift by 0.2 makes
+        replace(spread, column="age"),
+        replace(basic, direction="down"),  # two values that both became rarer made room for a third
+        replace(AMOUNT, statistic="null rate"),
+    )
+    for finding in other:
+        verdict = replace(ALARM, findings=(AMOUNT, PLAN, finding))
+        assert after(review(1, AMOUNT, PLAN), verdict=verdict).verdict.findings == (finding,)
+    # A shift does not follow from a spread, and nothing is rejected that nobody looked at.
+    assert after(review(1, spread, PLAN)).verdict.findings == (AMOUNT,)
+    rejected = after(review(1, AMOUNT, PLAN, decision="reject"), verdict=later)
+    assert [finding for finding, _ in rejected.rejected] == [AMOUNT, PLAN]
