@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from batch_platform.core.back_testing import GroupBackTest, PipelineBackTest, back_test
+from batch_platform.core.data.partitions import Partition
 from batch_platform.core.layout import Layout
 from batch_platform.core.monitoring.back_test import Trial
 from batch_platform.core.monitoring.reviews import About, Decision, Review
 from batch_platform.core.pipelines import defs_folder, find_pipeline, training_module
-from batch_platform.core.reviewing import as_values, decide
+from batch_platform.core.reviewing import as_values, decide, ranges_to_judge_again
 from batch_platform.core.trending import write_trend
 from batch_platform.errors import MonitoringError
 from batch_platform.settings import Settings
@@ -71,20 +72,20 @@ def review(
             f"pipeline {pipeline}: --retrain needs a training.py beside the pipeline file; there is none"
         )
     made = decide(spec, settings, partition, decision, by, why, retrain, since, about)
-    write_trend(Layout.of(settings, pipeline))
-    click.echo(
-        json.dumps(as_values(made), indent=2, ensure_ascii=False) if as_json else _text(pipeline, made)
-    )
+    layout = Layout.of(settings, pipeline)
+    write_trend(layout)
+    if as_json:
+        click.echo(json.dumps(as_values(made), indent=2, ensure_ascii=False))
+    else:
+        click.echo(_text(pipeline, made, ranges_to_judge_again(spec, layout, made)))
 
 
-def _text(pipeline: str, made: Review) -> str:
+def _text(pipeline: str, made: Review, again: list[tuple[Partition, Partition]]) -> str:
     lines = [f"{pipeline} {made.partition_key}: {made.words} (decision {made.number})"]
     lines += [f"  {cause.group}: {cause}" for cause in made.causes]
     what = f"--assets {pipeline}/drift_report" if made.about == "drift" else f"--job {pipeline}"
-    lines.append(
-        "the daemon judges the partition again within a minute; without one: "
-        f"dg launch {what} --partition {made.partition_key}"
-    )
+    lines.append("the daemon judges again within a minute what this speaks of; without one:")
+    lines += [f"  dg launch {what} --partition-range {first.key}...{last.key}" for first, last in again]
     if made.retrain:
         lines.append(f"and it starts the training; without one: dg launch --assets {pipeline}/training")
     return "\n".join(lines)

@@ -5,18 +5,20 @@ Reads the verdicts of `drift.json`, and those on data quality; the decisions the
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from batch_platform.core.data import files
+from batch_platform.core.data.partitions import Partition, contiguous
 from batch_platform.core.layout import Layout
 from batch_platform.core.monitoring.drift import MINIMUM_REFERENCE_DAYS
 from batch_platform.core.monitoring.reference import Reference, ReferenceStore
 from batch_platform.core.monitoring.reviews import About, Cause, Decision, Review, ReviewStore
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.watching import QUALITY_CHECKS, quality_causes, refused_folder
-from batch_platform.errors import MonitoringError
+from batch_platform.errors import MonitoringError, PartitionKeyError
 from batch_platform.settings import Settings
 
 GROUPS = ("features", "predictions")
@@ -178,6 +180,17 @@ def to_judge_again(layout: Layout, review: Review) -> list[str]:
         known = ReferenceStore(layout.monitoring).keys(*GROUPS)
     later = (key for key in known if key > review.partition_key)
     return [review.partition_key, *(key for key in later if _feels(layout, key, review))]
+
+
+def ranges_to_judge_again(
+    spec: PipelineSpec, layout: Layout, review: Review
+) -> list[tuple[Partition, Partition]]:
+    """The same as ranges, first and last each, of partitions that the pipeline still has."""
+    calendar, partitions = spec.partitions.calendar(), list[Partition]()
+    for key in to_judge_again(layout, review):
+        with suppress(PartitionKeyError):
+            partitions.append(calendar.partition(key))
+    return list(contiguous(partitions))
 
 
 def _feels(layout: Layout, partition_key: str, review: Review) -> bool:

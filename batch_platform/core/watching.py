@@ -262,12 +262,9 @@ def quality_causes(layout: Layout, partition_key: str) -> tuple[Cause, ...] | No
             if content is None:
                 continue
             try:
-                causes = [
-                    Cause(**cause)
-                    for told in json.loads(content).values()
-                    for cause in told.get("causes", ())
-                ]
-            except (ValueError, TypeError, AttributeError) as error:
+                # Verdicts without causes are of an earlier version, and have to be made again.
+                causes = [Cause(**cause) for told in json.loads(content).values() for cause in told["causes"]]
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
                 raise _unreadable(layout, partition_key, stage, path, error) from None
             found = [*(found or ()), *causes]
             break

@@ -5,7 +5,6 @@ so that checks show it, and starts the training that it asks for.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,9 @@ import dagster as dg
 from dagster._core.storage.tags import ASSET_PARTITION_RANGE_END_TAG, ASSET_PARTITION_RANGE_START_TAG
 from pydantic import Field
 
-from batch_platform.core.data.partitions import Partition, PartitionCalendar, contiguous
 from batch_platform.core.layout import Layout
 from batch_platform.core.spec import PipelineSpec
-from batch_platform.errors import BatchPlatformError, PartitionKeyError
+from batch_platform.errors import BatchPlatformError
 from batch_platform.orchestration.metadata import link
 from batch_platform.orchestration.stages import asset_key
 from batch_platform.settings import Settings
@@ -120,13 +118,6 @@ def training_job(spec: PipelineSpec) -> "UnresolvedAssetJobDefinition":
     )
 
 
-def _in_calendar(calendar: PartitionCalendar, keys: list[str]) -> Iterator[Partition]:
-    """The partitions of these keys that the pipeline still has."""
-    for key in keys:
-        with suppress(PartitionKeyError):
-            yield calendar.partition(key)
-
-
 def review_sensor(
     spec: PipelineSpec, job: "UnresolvedAssetJobDefinition", training: "UnresolvedAssetJobDefinition | None"
 ) -> dg.SensorDefinition:
@@ -146,7 +137,7 @@ def review_sensor(
     )
     def reviews(context: dg.SensorEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         from batch_platform.core.monitoring.reviews import ReviewStore
-        from batch_platform.core.reviewing import to_judge_again
+        from batch_platform.core.reviewing import ranges_to_judge_again
 
         layout = Layout.of(Settings.from_env(), spec.name)
         seen = int(context.cursor or 0)
@@ -154,12 +145,10 @@ def review_sensor(
         if not new:
             yield dg.SkipReason("no new decision")
             return
-        calendar = spec.partitions.calendar()
         for review in new:
-            partitions = list(_in_calendar(calendar, to_judge_again(layout, review)))
             # What was refused for its quality goes through all stages now.
             selection = [asset_key(spec, "drift_report")] if review.about == "drift" else None
-            for first, last in contiguous(partitions):
+            for first, last in ranges_to_judge_again(spec, layout, review):
                 yield dg.RunRequest(
                     run_key=f"decision {review.number} {first.key}",
                     job_name=job.name,

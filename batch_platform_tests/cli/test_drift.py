@@ -56,7 +56,7 @@ def test_a_decision_is_recorded_and_shown(project: Project) -> None:
     assert said.exit_code == 0
     assert said.stdout.startswith(f"mini {MOVED}: accepted as expected by ann on ")
     assert "  features: amount (mean rank up)" in said.stdout
-    assert f"dg launch --assets mini/drift_report --partition {MOVED}" in said.stdout
+    assert f"dg launch --assets mini/drift_report --partition-range {MOVED}...{MOVED}" in said.stdout
     shown = ask("status", "mini").stdout
     assert f"drifting {MOVED}: features_drift: drift in amount" in shown
     assert "[accepted as expected by ann on " in shown

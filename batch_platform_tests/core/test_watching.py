@@ -247,3 +247,15 @@ def test_a_rejected_warning_stays_and_says_by_whom(pipeline: Pipeline) -> None:
     result = pipeline.land(day, rows=90, nulls=1)
     (volume,) = [check for check in result.checks if not check.passed]
     assert volume.values["owner's decision"].startswith("rejected (data quality) by ann on ")
+
+
+def test_verdicts_of_an_earlier_version_are_to_be_made_again_before_they_are_decided_on(
+    pipeline: Pipeline,
+) -> None:
+    day = DAYS[QUIET]
+    pipeline.land(day, rows=90, nulls=1)
+    path = pipeline.slice(day).layout.report(day) / "quality-raw.json"
+    told = {check: {"passed": False, "message": "rows 90"} for check in json.loads(path.read_bytes())}
+    path.write_bytes(json.dumps(told).encode())
+    with pytest.raises(MonitoringError, match=rf"materialize mini/raw for {day} again"):
+        decide_on(pipeline, day, "accept")
