@@ -24,6 +24,8 @@ _LEAST_ROWS = 20
 # A mix explains a change if it gives at least half of it, and if the mix itself has visibly moved.
 _MOSTLY = 0.5
 _MOVED_MIX = 0.05
+_NAMED_VALUES = 3
+_VALUE_CHARACTERS = 40
 _SHARE = "share of "
 _TELLING_ODDS = 2.0
 _TELLING_SPREADS = 4.0
@@ -183,7 +185,22 @@ def measure(finding: Finding, current: pa.Table, reference: pa.Table) -> str:
     value = shared_value(finding.statistic)
     if value is not None:
         return f"the share of {value!r} from {_equal(before, value).mean():.1%} to {_equal(now, value).mean():.1%}"
+    if finding.statistic == "share of other values":
+        return _new_words(before, now)
     return _number_words(finding.statistic, before, now)
+
+
+def _new_words(before: pa.ChunkedArray, now: pa.ChunkedArray) -> str:
+    """The values that the sample of the reference has not; an empty string is one."""
+    known, shares = set(before.unique().to_pylist()), _shares(now)
+    new = sorted(
+        (key for key in shares if key not in known and key is not None), key=lambda key: -shares[key]
+    )
+    if not new:
+        return ""
+    named = ", ".join(f"{str(key)[:_VALUE_CHARACTERS]!r} {shares[key]:.1%}" for key in new[:_NAMED_VALUES])
+    more = f" and {len(new) - _NAMED_VALUES} more" if len(new) > _NAMED_VALUES else ""
+    return f"{sum(shares[key] for key in new):.1%} have values that its sample has not: {named}{more}"
 
 
 def _schema_words(column: str, current: pa.Table, reference: pa.Table) -> str:

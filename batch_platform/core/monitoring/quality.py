@@ -212,8 +212,10 @@ def _finding(each: _Watched, judged: Judged, place: int) -> QualityFinding:
 
 def _volume(past: Sequence[Observed], now: Observed) -> Iterator[_Watched]:
     rows = np.array([each.facts.rows for each in past], float)
+    # What sampling explains is that of as many rows as there were before: a fall to nothing does not excuse itself.
+    least = max(now.facts.rows, float(rows.min()))
     series = Series(
-        np.log(rows + 0.5), 1 / (rows + 0.5), _log(now.facts.rows), 1 / (now.facts.rows + 0.5), _VOLUME_FLOOR
+        np.log(rows + 0.5), 1 / (rows + 0.5), _log(now.facts.rows), 1 / (least + 0.5), _VOLUME_FLOOR
     )
     yield _Watched("", "rows", series, lambda value: f"{max(0.0, np.exp(value) - 0.5):,.0f}")
 

@@ -52,6 +52,12 @@ BEFORE = table()
         (finding("amount", "null rate"), table(nulls=0.25), "rows without a value from 0.0% to 25.0%"),
         (finding("plan", "share of 'pro'"), table(pro=0.6), "the share of 'pro' from 20.0% to 60.0%"),
         (finding("amount", "spread of ranks"), table(pro=0.5), "the middle half of its values is 1"),
+        (
+            finding("plan", "share of other values"),
+            BEFORE.set_column(1, "plan", pa.array(["", "gold"] * 40 + ["pro"] * 320)),
+            "20.0% have values that its sample has not: '' 10.0%, 'gold' 10.0%",
+        ),
+        (finding("plan", "share of other values"), BEFORE, ""),
         (finding("region", "schema", "changed"), BEFORE, "it came, went, or changed its kind"),
         (finding("plan", "schema", "changed"), BEFORE.drop_columns("plan"), "it is gone"),
         (finding("plan", "share of the values of bin ff"), BEFORE, ""),

@@ -176,6 +176,17 @@ def test_a_day_without_rows_is_about_volume_alone() -> None:
     assert {verdicts[check].status for check in CHECKS[1:]} == {"no rows"}
 
 
+def test_a_fall_to_no_rows_or_a_few_is_not_excused_by_how_few_they_are() -> None:
+    random = np.random.default_rng(5)
+    past = [observed(day, rows_of(random, day, 60 + day % 5)) for day in range(28)]
+    for rows in (0, 1, 5):
+        verdict = judged(observed(28, rows_of(random, 28, rows)), past)[VOLUME]
+        assert verdict.status == "alert"
+        assert verdict.message.startswith(f"rows {rows}, usual ")
+        low = int(verdict.message.split("usual ")[1].split(" to ")[0])
+        assert low > 30  # what is usual does not depend on the day in question
+
+
 def test_a_bad_day_in_the_history_does_not_hide_the_next_one() -> None:
     bad = observed(40, more_nulls(today(2000, 40)))
     past = [*history()[:40], bad, *history()[41:]]
