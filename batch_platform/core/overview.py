@@ -18,6 +18,7 @@ from batch_platform.core.models.registry import Registry
 from batch_platform.core.reviewing import decisions
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.staleness import code_versions, digests_now, stale_stages
+from batch_platform.core.watching import QUALITY_CHECKS
 from batch_platform.errors import ModelError
 from batch_platform.settings import Settings
 
@@ -36,7 +37,7 @@ class Overview:
         stale: key -> stages that were made of something that is another now, and of what.
         drifting: key -> what the drift checks of the last try say.
         decisions: key -> what owners decided on the drift, of the drifting partitions.
-        quality_decisions: key -> what they decided on the data quality, of the partitions with warnings or that failed.
+        quality_decisions: key -> what they decided on the data quality, of the partitions where it is unusual.
         warnings: key -> what other checks say that did not stop anything.
         rows: rows that stand, by table.
         model: what is wrong with the model that the next run would score with; empty where nothing is known.
@@ -109,7 +110,7 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         stale={partition.key: why for partition, why in stale.items()},
         drifting=drifts,
         decisions=decided,
-        quality_decisions=decisions(layout, list(dict.fromkeys([*warned, *failed])), "quality"),
+        quality_decisions=decisions(layout, _unusual({**warned, **failed}), "quality"),
         warnings=warned,
         rows=rows,
         model=model,
@@ -121,6 +122,12 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
 def _joined(said: Mapping[str, list[str]]) -> dict[str, str]:
     """One sentence a partition; what raw and features both say is said once."""
     return {key: "; ".join(dict.fromkeys(words)) for key, words in said.items() if words}
+
+
+def _unusual(said: Mapping[str, str]) -> list[str]:
+    """Keys of partitions of which a check of data quality is not green."""
+    names = [f"{check}: " for checks in QUALITY_CHECKS.values() for check in checks]
+    return [key for key, words in said.items() if any(name in words for name in names)]
 
 
 def _model(spec: PipelineSpec, settings: Settings, now: datetime) -> tuple[str, str, dict[str, str]]:

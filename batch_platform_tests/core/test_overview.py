@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from batch_platform.core import landing, outcomes
+from batch_platform.core.monitoring.reviews import ReviewStore
 from batch_platform.core.outcomes import Outcome
 from batch_platform.core.overview import Overview, overview, stage_names
 from batch_platform.core.slice import Run, Slice
@@ -111,3 +112,14 @@ def test_stages_of_a_pipeline_with_and_without_labels() -> None:
     assert stage_names(plain) == ["raw", "features", "predictions", "drift_report"]
     labels = {"uri": "l/{partition}.csv", "format": "csv", "row_key": "id", "column": "y"}
     assert stage_names(parse_spec({**ATTRIBUTES, "labels": labels}, "mini"))[-1] == "performance"
+
+
+def test_decisions_on_data_quality_stand_beside_its_warnings_alone(tmp_path: Path) -> None:
+    shop = Shop(tmp_path)
+    shop.done(*DAYS)
+    layout = shop.slice(DAYS[1]).layout
+    for day, warning in ((DAYS[1], "usual_volume"), (DAYS[2], "performance")):
+        ended = Outcome.now("done", "r", warnings={warning: "not as usual"})
+        outcomes.record(layout, day, {"raw": ended})
+        ReviewStore(layout.monitoring).record(day, "accept", "ann", "a sale", (), 0, about="quality")
+    assert list(shop.look().quality_decisions) == [DAYS[1]]

@@ -90,7 +90,7 @@ def test_a_new_reference_is_made_of_the_partitions_up_to_the_decision(shifted: P
     quiet = judge(shifted, pages, 11, table(11, shift=3))
     assert verdicts(quiet) == {"features": "ok", "predictions": "ok"}
     back = judge(shifted, pages, 12, table(12))
-    assert verdicts(back)["features"] == "alert"
+    assert verdicts(back)["predictions"] == "alert"
     assert decision(shifted, 10, "new_reference").made_reference == 2  # said again: nothing new is made
 
 
