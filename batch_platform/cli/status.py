@@ -45,6 +45,7 @@ def _text(view: Overview) -> str:
         f"{missing} missing{late}{stale}",
         "  rows: " + ", ".join(f"{count} {table}" for table, count in view.rows.items()),
         *([f"  model {view.model}"] if view.model else []),
+        f"  drift reference: {view.reference}",
         *_some("failed", _decided(view.failed, view.quality_decisions)),
         *_some("quarantined", {key: f"{rows} rows" for key, rows in sorted(view.quarantined.items())}),
         *_some("stale", view.stale),

@@ -113,7 +113,7 @@ def report_drift(slice_: Slice, renderer: Renderer) -> StageResult:
         checks=tuple(_check(table, each, found) for table, each in decided.items()),
         metadata={
             **{f"{table} verdict": verdict.message for table, verdict in judgement.verdicts.items()},
-            "reference": _reference_words(judgement.reference),
+            "reference": "none yet" if judgement.reference is None else judgement.reference.words,
             "owner's decision": decisions or None,
             "diagnosis": found and found.paragraph,
         },
@@ -247,12 +247,6 @@ def _write_verdicts(path: Location, said: Mapping[str, Any]) -> bool:
     files.remove(path.with_suffix(".html"))
     files.replace(path, content)
     return True
-
-
-def _reference_words(reference: Reference | None) -> str:
-    if reference is None:
-        return "none yet"
-    return f"version {reference.version}: {len(reference.keys)} partitions, {reference.keys[0]} to {reference.keys[-1]}"
 
 
 def _diagnosis(slice_: Slice, judgement: DriftJudgement, watched: Watched) -> Diagnosis | None:

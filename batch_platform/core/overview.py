@@ -15,7 +15,7 @@ from batch_platform.core.data.partitions import Partition, contiguous
 from batch_platform.core.layout import Layout
 from batch_platform.core.models.card import expiry
 from batch_platform.core.models.registry import Registry
-from batch_platform.core.reviewing import decisions
+from batch_platform.core.reviewing import decisions, reference_words
 from batch_platform.core.spec import PipelineSpec
 from batch_platform.core.staleness import code_versions, digests_now, stale_stages
 from batch_platform.core.watching import QUALITY_CHECKS
@@ -35,6 +35,7 @@ class Overview:
         late: of these, keys that the schedule should have brought by now.
         quarantined: key -> rows in quarantine.
         stale: key -> stages that were made of something that is another now, and of what.
+        reference: what the drift of new partitions is held against, or that there is not enough history.
         drifting: key -> what the drift checks of the last try say.
         decisions: key -> what owners decided on the drift, of the drifting partitions.
         quality_decisions: key -> what they decided on the data quality, of the partitions where it is unusual.
@@ -52,6 +53,7 @@ class Overview:
     late: tuple[str, ...]
     quarantined: Mapping[str, int]
     stale: Mapping[str, str]
+    reference: str
     drifting: Mapping[str, str]
     decisions: Mapping[str, str]
     quality_decisions: Mapping[str, str]
@@ -108,6 +110,7 @@ def overview(spec: PipelineSpec, settings: Settings, now: datetime) -> Overview:
         late=tuple(partition.key for partition in missing if due is not None and partition.end <= due),
         quarantined=lake.partition_rows("quarantine"),
         stale={partition.key: why for partition, why in stale.items()},
+        reference=reference_words(layout, spec.drift.reference_partitions),
         drifting=drifts,
         decisions=decided,
         quality_decisions=decisions(layout, _unusual({**warned, **failed}), "quality"),

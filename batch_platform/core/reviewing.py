@@ -165,6 +165,23 @@ def _new_reference(
     return made
 
 
+def reference_words(layout: Layout, wanted: int) -> str:
+    """The reference that stands, or how much of its history there is.
+
+    Args:
+        wanted: partitions that make the first one.
+
+    Raises:
+        MonitoringError: it cannot be read.
+    """
+    store = ReferenceStore(layout.monitoring)
+    reference = store.current()
+    if reference is None:
+        known = sum(store.rows(GROUPS[0], key) > 0 for key in store.keys(*GROUPS))
+        return f"not enough history: {known} of {wanted} reference partitions with rows"
+    return f"{reference.words}, made {reference.at[:10]} by {reference.by}: {reference.why}"
+
+
 # -- what follows -----------------------------------------------------------------------------------------
 
 

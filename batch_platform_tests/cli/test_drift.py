@@ -58,6 +58,8 @@ def test_a_decision_is_recorded_and_shown(project: Project) -> None:
     assert "  features: amount (mean rank up)" in said.stdout
     assert f"dg launch --assets mini/drift_report --partition-range {MOVED}...{MOVED}" in said.stdout
     shown = ask("status", "mini").stdout
+    assert f"drift reference: version 1: 5 partitions, {KEYS[0]} to {KEYS[4]}, made 20" in shown
+    assert "by batch_platform: the first partitions with rows" in shown
     assert f"drifting {MOVED}: features_drift: drift in amount" in shown
     assert "[accepted as expected by ann on " in shown
     assert "next:" not in shown

@@ -51,6 +51,7 @@ def test_words(project: Project) -> None:
     assert answer.stdout.splitlines() == [
         "mini: 15 partitions: 0 done, 0 failed, 15 missing",
         "  rows: 0 raw, 0 predictions, 0 quarantine",
+        "  drift reference: not enough history: 0 of 3 reference partitions with rows",
         "  missing 2026-01-01 to 2026-01-15",
         "  next: dg launch --job mini --partition-range 2026-01-01...2026-01-15",
     ]
@@ -68,7 +69,7 @@ def test_failures_are_named_and_exit_1(project: Project) -> None:
     assert answer.exit_code == 1
     lines = answer.stdout.splitlines()
     assert lines[0] == "mini: 15 partitions: 1 done, 12 failed, 2 missing"
-    assert lines[2] == "  failed 2026-01-04: raw: no file of 2026-01-04"
+    assert lines[3] == "  failed 2026-01-04: raw: no file of 2026-01-04"
     assert sum(line.startswith("  failed ") for line in lines) == 10
     assert lines[-3:] == [
         "  and 2 more failed before",

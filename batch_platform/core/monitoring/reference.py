@@ -37,6 +37,11 @@ class Reference:
     at: str
     digests: tuple[tuple[str, tuple[str, ...]], ...]
 
+    @property
+    def words(self) -> str:
+        """Its version and partitions."""
+        return f"version {self.version}: {len(self.keys)} partitions, {self.keys[0]} to {self.keys[-1]}"
+
 
 @dataclass(frozen=True)
 class ReferenceStore:
