@@ -242,7 +242,7 @@ def _pooled_of_kind(
     by_sampling = 2 / degrees
     # Values that are nowhere vary less than sampling makes frequent ones: that is no news of the others.
     total = np.maximum(1 + between / noise, np.maximum(_LEAST_TOTAL, 1 - 2 * np.sqrt(by_sampling)))
-    logs, own = np.log(total), np.maximum((error / noise / total) ** 2, by_sampling)
+    logs, own = np.log(total), np.maximum((error / noise / np.maximum(total, 1.0)) ** 2, by_sampling)
     logs = logs + own / 2  # the logarithm of an estimate is too small in the mean
     mean, by_chance = float(logs.mean()), float(own.mean())
     # How much they differ is not known better than this: what cannot be seen may be there.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -238,6 +239,30 @@ def test_a_back_test_puts_changes_into_whole_weeks_since_the_reference_where_the
         half = next(each for each in fitted().back_test(since)[1] if each.change == "mean + 0.5 sd")
         assert half.tries == tries
         assert (half.found >= 0.9) == (found == 1.0)
+
+
+@pytest.mark.parametrize("seed", [0, 59, 109])  # the last two made a variance without end
+def test_references_of_thin_days_are_judged_without_overflow(seed: int) -> None:
+    random = np.random.default_rng(seed)
+
+    def day(place: int) -> tuple[date, Profile]:
+        rows = int(random.choice([0, 1, 2, 5, 50, 300]))
+        columns = {
+            "texts": pa.array(["word " * int(words) for words in random.integers(1, 30, rows)], pa.string()),
+            "rare": pa.array((random.random(rows) < 0.01).astype(float)),
+            "flags": pa.array(random.random(rows) < 0.5),
+            "vectors": pa.FixedSizeListArray.from_arrays(
+                pa.array(random.normal(size=8 * rows).astype(np.float32)), 8
+            ),
+            "constant": pa.array(["x"] * rows, pa.string()),
+        }
+        return START + timedelta(days=place), profile_table(pa.table(columns))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monitor = DriftMonitor.fit([day(place) for place in range(24)])
+        verdict = monitor.judge(*next(found for place in range(24, 99) if (found := day(place))[1].rows))
+    assert verdict.status in ("ok", "alert")
 
 
 def test_a_smaller_budget_is_stricter() -> None:
