@@ -1,5 +1,6 @@
 """Fixtures that several folders of tests use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from batch_platform_tests.mini import Mini
 from batch_platform_tests.postgres import Server, server
 from batch_platform_tests.s3.ceph import ceph_s3, is_installed
 from batch_platform_tests.s3.server import environment, moto_s3, new_bucket
+
+# Read by triton when it is imported, by whatever test is first: kernels are interpreted on the processor.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

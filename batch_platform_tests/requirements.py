@@ -1,14 +1,24 @@
-"""What the tests need besides the virtual environment: a Chromium and a PostgreSQL. Run by `make test` before pytest."""
+"""What the tests need besides the virtual environment: a Chromium and a PostgreSQL, and triton's interpreter.
+
+Run by `make test` before pytest.
+"""
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
 
 from batch_platform_tests.postgres import find_programs
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+# What torch 2.13.0 for CUDA asks for. Its build for processors leaves it out, and 700 MB are much to ask of a user.
+TRITON = "triton==3.7.1"
+NO_TRITON = "triton is not installed: the kernels for CUDA are not tested (python -m batch_platform_tests.requirements)"
 
 
 def find_browser() -> str | None:
@@ -23,7 +33,21 @@ NEEDED: dict[str, tuple[Callable[[], object], str]] = {
 }
 
 
+def add_triton() -> None:
+    """Install triton where there are builds of it: Linux. Without it the tests of CUDA's kernels are skipped, and say so."""
+    if find_spec("triton") is not None or sys.platform != "linux":
+        return
+    if platform.machine() not in ("x86_64", "aarch64"):
+        return
+    print(f"installing for the tests: {TRITON} (200 MB, 700 unpacked)", flush=True)
+    uv = Path(sys.executable).with_name("uv")
+    command = [uv, "pip", "install", "-q", "--python", sys.executable, "--no-deps", TRITON]
+    if not uv.is_file() or subprocess.run(command, check=False).returncode:
+        print(f"make test: {NO_TRITON}", file=sys.stderr)
+
+
 def main() -> int:
+    add_triton()
     missing = [package for package, (find, _) in NEEDED.items() if not find()]
     if missing and os.geteuid() == 0 and shutil.which("apt-get"):
         print(f"installing for the tests: {', '.join(missing)}", flush=True)

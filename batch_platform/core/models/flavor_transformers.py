@@ -171,11 +171,11 @@ def _top(folder: Path, signature: ModelSignature, width: int, device: str) -> An
 def _load_head(folder: Path, signature: ModelSignature, width: int, device: str) -> tuple[Any, Any]:
     from safetensors.torch import load_file
 
-    head = load_file(folder / text_folder.HEAD_FILE, device=device)
+    head = load_file(folder / text_folder.HEAD_FILE)
     shapes = {name: tuple(tensor.shape) for name, tensor in head.items()}
     asked = {"weight": (len(signature.labels), width), "bias": (len(signature.labels),)}
     if shapes != asked:
         raise ModelError(
             f"{folder / text_folder.HEAD_FILE}: has {shapes}, the body and the labels need {asked}"
         )
-    return head["weight"].float(), head["bias"].float()
+    return head["weight"].float().to(device), head["bias"].float().to(device)
