@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from batch_platform.core.data import files
 from batch_platform.core.data.files import Location
+from batch_platform.core.monitoring.decision import FLOORS
 from batch_platform.core.monitoring.drift import Finding, Verdict
 from batch_platform.core.monitoring.quality import QualityFinding, QualityVerdict
 from batch_platform.errors import MonitoringError
@@ -302,7 +303,7 @@ def _followed(
         if review.decision == "reject" or (other.group, other.column) != (cause.group, cause.column):
             continue
         if cause.statistic != shift == other.statistic and cause.direction == "up":
-            return review, None if size is None else size**2
+            return review, None if size is None else max(size**2, FLOORS["spread of ranks"])
         are_shares = cause.statistic.startswith("share of ") and other.statistic.startswith("share of ")
         are_others = cause.statistic != other.statistic and {cause.direction, other.direction} == {
             "up",
