@@ -239,10 +239,9 @@ def reviewed_quality(stage: str, verdict: QualityVerdict, reviews: Iterable[Revi
     causes = tuple(map(cause_of, verdict.findings))
     parts = split(verdict.findings, cause_of, reviews)
     if parts.note:
-        left = "; ".join(finding.words for finding in parts.left)
-        words = "; ".join(filter(None, [left or "nothing else is unusual", parts.note]))
+        left = _few([finding.words for finding in parts.left], "; ") or "nothing else is unusual"
         status = verdict.status if parts.left else "ok"
-        verdict = replace(verdict, status=status, findings=parts.left, message=words)
+        verdict = replace(verdict, status=status, findings=parts.left, message=f"{left}; {parts.note}")
     return ReviewedQuality(**vars(parts), verdict=verdict, causes=causes)
 
 
@@ -305,11 +304,8 @@ def _followed(
         if cause.statistic != shift == other.statistic and cause.direction == "up":
             return review, None if size is None else max(size**2, FLOORS["spread of ranks"])
         are_shares = cause.statistic.startswith("share of ") and other.statistic.startswith("share of ")
-        are_others = cause.statistic != other.statistic and {cause.direction, other.direction} == {
-            "up",
-            "down",
-        }
-        if are_shares and are_others:
+        directions = {cause.direction, other.direction}
+        if are_shares and cause.statistic != other.statistic and directions == {"up", "down"}:
             return review, size
     return None
 
@@ -323,9 +319,9 @@ def _reviewed(group: str, verdict: Verdict, reviews: Iterable[Review]) -> Review
     return Reviewed(**vars(parts), verdict=verdict)
 
 
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def _few(words: Sequence[str], between: str = ", ") -> str:
+    more = f" and {len(words) - _NAMED} more" if len(words) > _NAMED else ""
+    return between.join(words[:_NAMED]) + more
 
 
 def _read(path: Location) -> Review:
