@@ -181,7 +181,11 @@ class RayExecutor:
         from ray.exceptions import RayError, RayTaskError
 
         waited = {ref: member for member in self._members for ref in member.answers}
-        answered, _ = ray.wait(list(waited), num_returns=1, timeout=_LOOK)
+        try:
+            answered, _ = ray.wait(list(waited), num_returns=1, timeout=_LOOK)
+        except SystemError as error:
+            # What a signal's handler raises in there, Ray's own code returns beside a result; Python then makes this of it.
+            raise error.__cause__ or error from None
         for ref in answered:
             member = waited[ref]
             try:

@@ -226,3 +226,25 @@ def test_places_that_others_have(actors, monkeypatch):
     with pytest.raises(ValueError, match="source is gone"):
         list(first.score_stream(failing()))
     assert first._members == []
+
+
+def test_a_run_that_is_told_to_stop_ends_as_its_owner_wants(actors, tmp_path):
+    """Not as a failure: what the handler of the signal raises comes out, and the actors go."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    several = actors(partial(_load_waiting, tmp_path))
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with ThreadPoolExecutor() as pool, pytest.raises(KeyboardInterrupt):
+            pool.submit(_stop_when, lambda: list(tmp_path.glob("at-*")))
+            list(several.score_stream(_shards()))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert several._members == []
+
+
+def _stop_when(condition):
+    wait_for(condition, "an actor that computes", 100)
+    os.kill(os.getpid(), signal.SIGTERM)
