@@ -119,6 +119,23 @@ def list_models(as_json: bool) -> None:
 
 @models.command()
 @click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def history(name: str, as_json: bool) -> None:
+    """Show what happened to NAME, oldest first: who registered, promoted, suspended what, when and why."""
+    events = _registry().events(name)
+    if as_json:
+        click.echo(json.dumps([dict(event) for event in events], indent=1))
+        return
+    for event in events:
+        where = f" as {event['alias']}" if "alias" in event else ""
+        click.echo(
+            f"{event['at']}  {event['event']} version {event['version']}{where}  by {event['by']}: {event['why']}"
+            + (f"  (despite: {event['despite']})" if "despite" in event else "")
+        )
+
+
+@models.command()
+@click.argument("name")
 @click.argument("version")
 @click.option("--lift", is_flag=True, help="Let it score again.")
 @click.option("--by", required=True, help="Who decides it.")

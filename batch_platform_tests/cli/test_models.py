@@ -158,6 +158,26 @@ def test_suspend_and_lift(root, tabular):
     assert _run("verify").exit_code == 0
 
 
+def test_history_says_who_when_and_why(root, tabular):
+    _run("register", "churn", tabular, "--flavor", "torch", "--by", "ann", "--why", "first")
+    _run("promote", "churn", "1", "--alias", "champion", "--by", "bob", "--why", "best")
+    _run("suspend", "churn", "1", "--by", "risk", "--why", "scores rose")
+    events = json.loads(_run("history", "churn", "--json").stdout)
+    assert [(event["event"], event["by"], event["why"]) for event in events] == [
+        ("registered", "ann", "first"),
+        ("promoted", "bob", "best"),
+        ("suspended", "risk", "scores rose"),
+    ]
+    lines = _run("history", "churn").stdout.splitlines()
+    assert [line.split("  ", 1) for line in lines] == [
+        [events[0]["at"], "registered version 1  by ann: first"],
+        [events[1]["at"], "promoted version 1 as champion  by bob: best"],
+        [events[2]["at"], "suspended version 1  by risk: scores rose"],
+    ]
+    with pytest.raises(ModelError, match="no model 'other'"):
+        _run("history", "other")
+
+
 def test_verify_exits_1_on_an_alteration(root, tabular):
     _run("register", "churn", tabular, "--flavor", "torch")
     assert _run("verify").exit_code == 0

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,9 +25,11 @@ from batch_platform.core.inference.computing import BATCH_TIMEOUT, Patience
 from batch_platform.core.inference.engine import KEY, Engine, RowFailure, ShardResult
 from batch_platform.core.inference.progress import ProgressMeter
 from batch_platform.core.inference.stats import RunStats
+from batch_platform.core.models.history import History
 from batch_platform.core.models.predictor import SIGNATURE_FILE, SignatureRequest, describe, load_predictor
 from batch_platform.core.models.signature import ModelSignature
-from batch_platform.errors import BatchPlatformError, SignatureError, SourceError
+from batch_platform.core.models.versions import FILES, RECORD, differences, read_version
+from batch_platform.errors import BatchPlatformError, ModelError, SignatureError, SourceError
 
 SHARD_BYTES = 64 * 2**20
 _READ_ROWS = 512  # texts
@@ -92,12 +94,26 @@ def _model(options: argparse.Namespace) -> tuple[Path, ModelSignature]:
     request = SignatureRequest(
         task=options.task, text_column=options.text_column, max_new_tokens=options.max_new_tokens
     )
-    if (folder / "record.json").is_file() and (folder / SIGNATURE_FILE).is_file():
-        signature = ModelSignature.read(folder / SIGNATURE_FILE)
+    if (folder / RECORD).is_file() and (folder / SIGNATURE_FILE).is_file():
+        files, signature = _registered(folder.resolve())
         if signature.task != options.task:
             raise SignatureError(f"{folder}: is registered for {signature.task}, not {options.task}")
-        return folder / "model", signature
+        return files, signature
     return folder, describe(folder, options.flavor, request)
+
+
+def _registered(folder: Path) -> tuple[Path, ModelSignature]:
+    """The files of a version's folder, compared with their digests, and its signature; a suspended version is refused."""
+    history = History.read(folder.parent)
+    entry = history.registered.get(folder.name)
+    if entry is not None:
+        version = read_version(folder, folder.parent.name, entry, cache=folder)
+        version = replace(version, suspended=history.suspensions.get(folder.name))
+        return version.checked_folder(), version.signature
+    # A copy away from its registry: its own record is all there is to compare with.
+    for name, problem in differences(folder / FILES, json.loads((folder / RECORD).read_bytes())["files"]):
+        raise ModelError(f"{folder / FILES / name} {problem} since it was registered; copy the version again")
+    return folder / FILES, ModelSignature.read(folder / SIGNATURE_FILE)
 
 
 def _open(path: Path) -> pq.ParquetFile:

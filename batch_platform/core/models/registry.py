@@ -152,6 +152,15 @@ class Registry:
             entries.append(ModelEntry(name, versions, history.aliases))
         return tuple(entries)
 
+    def events(self, name: str) -> tuple[Mapping[str, Any], ...]:
+        """What happened to a model, oldest first: `event`, `version`, `alias` where it has one, `by`, `why`, `at`, and more.
+
+        Raises:
+            ModelNotFoundError: no such model; lists those that exist.
+            ModelError: the history was altered.
+        """
+        return self._history(name).entries
+
     # -- registering --------------------------------------------------------------------------------------
 
     def register(

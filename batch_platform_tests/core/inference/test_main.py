@@ -1,6 +1,8 @@
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +72,34 @@ def test_tabular_and_empty_input(folder, rows):
     pq.write_table(tiny_models.tabular_rows(50).slice(0, 0), rows)
     assert command.main(_arguments(folder / "tabular", rows, **changes)) == 0
     assert pq.read_table(rows.parent / "out.parquet").column_names == ["row_key", "label", "score", "scores"]
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_an_altered_version_is_not_scored(folder, rows, capsys, is_copied):
+    registry = Registry(rows.parent / "root")
+    signature = tiny_models.TABULAR_CONFIG.signature()
+    version = registry.register("m", folder / "tabular", "torch", signature, card=None, by="a", why="b")
+    place = version.path.parent
+    if is_copied:
+        place = Path(shutil.copytree(place, rows.parent / "copy"))
+    pq.write_table(tiny_models.tabular_rows(5), rows)
+    given = {"flavor": "torch", "row-key": "row_key", "text-column": None}
+    assert command.main(_arguments(place, rows, **given)) == 0
+    (place / "model" / "config.json").write_text((place / "model" / "config.json").read_text() + " ")
+    assert command.main(_arguments(place, rows, **given)) == 2
+    assert "config.json was altered since it was registered" in capsys.readouterr().err
+
+
+def test_a_suspended_version_is_not_scored(folder, rows, capsys):
+    registry = Registry(rows.parent / "root")
+    signature = tiny_models.TABULAR_CONFIG.signature()
+    version = registry.register("m", folder / "tabular", "torch", signature, card=None, by="a", why="b")
+    registry.suspend("m", "1", "risk", "scores rose")
+    pq.write_table(tiny_models.tabular_rows(5), rows)
+    given = {"flavor": "torch", "row-key": "row_key", "text-column": None}
+    assert command.main(_arguments(version.path.parent, rows, **given)) == 2
+    assert "was suspended by risk" in capsys.readouterr().err
+    assert not (rows.parent / "out.parquet").exists()
 
 
 def test_a_version_of_a_registry_is_scored_by_its_signature(folder, rows):
