@@ -140,4 +140,6 @@ def locate_raw(slice_: Slice, keys: set[str]) -> dict[str, tuple[str, int]]:
         found = batch.filter(pc.is_in(batch["row_key"], value_set=wanted))
         for key, file, row in zip(*(column.to_pylist() for column in found.columns), strict=True):
             places[key] = (file, row)
+        if len(places) == len(keys):  # a key is unique in a partition
+            break
     return places

@@ -295,8 +295,7 @@ def _score_missing_shards(
     for result in engine.score_stream(missing(), tolerated):
         index, features, hashes = waiting.popleft()
         rows = _decorate(slice_, work, features, hashes, result)
-        failed = pa.array([failure.row_key for failure in result.failures], pa.string())
-        places = pc.index_in(failed, value_set=features["row_key"].combine_chunks()).to_pylist()
+        places = np.flatnonzero(_failed_rows(features, result)).tolist()
         notes = {
             "run_id": slice_.run.run_id,
             "scored_at": _scored_at(rows),
@@ -375,7 +374,7 @@ def _decorate(
     """The outputs of a shard with everything that says what made them."""
     outputs = result.outputs
     if result.failures:
-        hashes = hashes.filter(pc.is_in(features["row_key"], value_set=outputs["row_key"].combine_chunks()))
+        hashes = hashes.filter(pa.array(~_failed_rows(features, result)))
     columns = {name: outputs[name] for name in outputs.column_names}
     constants = {
         "model_version": work.model.version,
@@ -389,6 +388,14 @@ def _decorate(
         pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC")), outputs.num_rows
     )
     return pa.table({name: columns[name] for name in work.scored_schema.names}, schema=work.scored_schema)
+
+
+def _failed_rows(features: pa.Table, result: ShardResult) -> np.ndarray:
+    """Which rows of a shard failed, (rows,) bool; the failures are in the order of the rows."""
+    failed = pa.array([failure.row_key for failure in result.failures], pa.string())
+    # The few are looked for among the many: the other way round, all keys would be hashed.
+    found: np.ndarray = pc.is_in(features["row_key"], value_set=failed).to_numpy()
+    return found
 
 
 def _scored_at(rows: pa.Table) -> str:
@@ -439,6 +446,8 @@ def _keys_at(slice_: Slice, positions: Numbers) -> list[str]:
     found: list[str] = []
     start = 0
     for keys in _feature_keys(slice_) if len(positions) else ():
+        if start > positions[-1]:
+            break
         first, last = np.searchsorted(positions, [start, start + len(keys)])
         found += keys.take(pa.array(positions[first:last] - start)).to_pylist()
         start += len(keys)
