@@ -34,7 +34,7 @@ class Node:
     def places(self, share: "Share") -> int:
         """How many actors have a place here."""
         places = int(self.cpus / share.cpus)
-        return places if not share.gpus else min(places, int(self.gpus) * share.models)
+        return places if not share.gpus else min(places, int(self.gpus * share.models + 0.001))
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Share:
     gpus: int
     models: int
 
-    def fits(self, nodes: Sequence[Node]) -> bool:
-        """Whether all actors of all models have a place at once."""
-        return sum(node.places(self) for node in nodes) >= self.actors * self.models
+    def fits(self, nodes: Sequence[Node], models: int | None = None) -> bool:
+        """Whether the actors of so many models, by default of all, have a place at once."""
+        models = self.models if models is None else models
+        return sum(node.places(self) for node in nodes) >= self.actors * models
 
     def options(self) -> dict[str, Any]:
         """What Ray is asked for, for one actor; it is not put in the place of one that died: the executor does that."""
@@ -125,11 +126,11 @@ def share_out(cluster: Cluster, device: str, devices: int | str, flavor: str, mo
     gpus = _gpus_each(device, flavor, nodes)
     count = _count(nodes, gpus) if isinstance(devices, str) else devices
     shares = [Share(count, cpus, gpus, models) for cpus in _numbers_of_cpus(nodes, models)]
-    for there in (cluster.free(), nodes):
-        for share in shares:
-            if share.fits(there):
-                return share
-    least = shares[-1]
+    free, least = cluster.free(), shares[-1]
+    possible = [share for share in shares if share.fits(nodes)]
+    at_once = [share for share in possible if share.fits(free, models=1)]
+    if possible:
+        return (at_once or possible)[0]
     if WAIT_VARIABLE not in os.environ:
         raise InferenceError(no_room(least, nodes))
     return least
@@ -138,18 +139,18 @@ def share_out(cluster: Cluster, device: str, devices: int | str, flavor: str, mo
 def no_room(share: Share, nodes: Sequence[Node]) -> str:
     """That a cluster cannot hold the actors, and what to do."""
     each = "a GPU and a processor" if share.gpus else "a processor"
-    beside = f", for each of {share.models} models" if share.models > 1 else ""
+    beside = f", of each of {share.models} models" if share.models > 1 else ""
     return (
-        f"inference.devices asks for {share.actors} actors with {each} each{beside}, and {described(nodes)} has no place "
-        f"for so many: ask for fewer, add nodes, or where nodes come by themselves set {WAIT_VARIABLE} to the seconds "
-        "that they take"
+        f"{share.actors} actors are asked for (inference.devices), with {each} for each{beside}, and "
+        f"{described(nodes)} has no place for so many: ask for fewer, add nodes, or where nodes come by themselves set "
+        f"{WAIT_VARIABLE} to the seconds that they take"
     )
 
 
 def described(nodes: Sequence[Node]) -> str:
     """A cluster, for people."""
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    return f"the Ray cluster ({len(nodes)} nodes, {cpus:g} processors, {gpus:g} GPUs)"
+    return f"the Ray cluster (nodes: {len(nodes)}, processors: {cpus:g}, GPUs: {gpus:g})"
 
 
 def patience() -> float:

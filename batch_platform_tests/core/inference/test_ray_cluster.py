@@ -73,6 +73,8 @@ class Cluster:
         (Cluster((16, 0), (16, 0)), ("cpu", 2, "torch", 2), Share(2, 8, 0, 2)),
         (Cluster((16, 0), free=[(5, 0)]), ("cpu", 2, "torch", 1), Share(2, 2, 0, 1)),
         (Cluster((16, 0), free=[(0, 0)]), ("cpu", 2, "torch", 1), Share(2, 8, 0, 1)),
+        (Cluster((16, 0), free=[(8, 0)]), ("cpu", 1, "torch", 2), Share(1, 8, 0, 2)),
+        (Cluster((16, 2), free=[(8, 1.0)]), ("cuda", "all", "torch", 2), Share(2, 4, 1, 2)),
         (Cluster((1, 0)), ("cpu", 1, "torch", 2), Share(1, 0.5, 0, 2)),
         (Cluster((16, 4), (32, 4), (8, 0)), ("auto", "all", "torch", 1), Share(8, 4, 1, 1)),
         (Cluster((16, 4), (32, 4)), ("cuda", 3, "torch", 2), Share(3, 8, 1, 2)),

@@ -201,20 +201,23 @@ def test_errors_arrive_as_themselves(actors, tmp_path):
 
 def test_what_the_cluster_does_not_have(actors, monkeypatch):
     with pytest.raises(
-        InferenceError, match=r"device: cuda is asked for and the Ray cluster \(1 nodes, 2 proc"
+        InferenceError, match=r"device: cuda is asked for and the Ray cluster \(nodes: 1, processors: 2"
     ):
         actors(_load, device="cuda")
-    with pytest.raises(InferenceError, match="asks for 5 actors with a processor each"):
+    with pytest.raises(
+        InferenceError, match=r"5 actors are asked for \(inference.devices\), with a processor"
+    ):
         actors(_load, devices=5)
     # Nodes that may still come are waited for, and not for ever.
     monkeypatch.setenv(WAIT_VARIABLE, "1")
-    with pytest.raises(InferenceError, match="asks for 1 actors with a GPU and a processor each"):
+    with pytest.raises(InferenceError, match="with a GPU and a processor for each, and the Ray cluster"):
         actors(_load, device="cuda")
 
 
 def test_places_that_others_have(actors, monkeypatch):
     """They are not waited for for ever either."""
-    first = actors(_load)
+    first, beside = actors(_load, models=2), actors(_load, models=2)  # a champion and its challenger
+    assert len(list(beside.score_stream(_shards()))) == 20
     monkeypatch.setattr(ours, "_WAIT", 1.0)
     with pytest.raises(InferenceError, match="no actor got its place within 1 s: others use the Ray cluster"):
         actors(_load)
