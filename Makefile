@@ -55,7 +55,7 @@ $(VENV)/ready: requirements.lock pyproject.toml setup.py
 	@command -v $(PYTHON) >/dev/null || { echo "make: '$(PYTHON)' is not installed: install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: '$(PYTHON)' is older than Python 3.11: name a newer one: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: '$(PYTHON)' cannot make virtual environments: install its venv package (Debian: python3-venv)" >&2; exit 1; }
-	@echo "installing into $(VENV) (about 2 GB, some minutes)"
+	@echo "installing into $(VENV) (about 3.5 GB, some minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --disable-pip-version-check "uv==$(UV_VERSION)" || { echo "make: the Python package index cannot be reached: check the network, or pip's configuration" >&2; exit 1; }
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(MAKE) -s torch-$(if $(filter cpu,$(TORCH)),cpu,cuda)
