@@ -238,7 +238,8 @@ def _connect(ray: Any) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise InferenceError(
-            f"the Ray cluster at {ADDRESS_VARIABLE}={address or 'local'} cannot be used: {told[0]}"
+            f"the Ray cluster at {ADDRESS_VARIABLE}={address or 'local'} cannot be used: {told[0]}. Look whether this "
+            "machine is one of its nodes, with the same version of Ray, and whether it asks for a token (RAY_AUTH_MODE)"
         ) from error
 
 
