@@ -18,13 +18,12 @@ from batch_platform.core.comparing import Comparison, compare
 from batch_platform.core.data.lake import Commit, Lake, Slot
 from batch_platform.core.data.row_stream import RowStream
 from batch_platform.core.data.staging import read_files, stage
-from batch_platform.core.deciding import describe, features_needed, with_decisions
+from batch_platform.core.deciding import features_needed, with_decisions
 from batch_platform.core.gate import CheckResult
 from batch_platform.core.inference.engine import Scorer, ShardResult
 from batch_platform.core.inference.stats import RunStats
 from batch_platform.core.models.registry import RegisteredVersion
-from batch_platform.core.provenance import receipts
-from batch_platform.core.provenance.fingerprint import code_version, fingerprint, input_hashes
+from batch_platform.core.provenance.fingerprint import fingerprint, input_hashes
 from batch_platform.core.scoring import Progress
 from batch_platform.core.slice import Slice, StageResult
 from batch_platform.core.work import Work, pin
@@ -177,19 +176,7 @@ class _Shards:
 
 def _describe(work: Work, shards: _Shards, engine: Scorer) -> dict[str, Any]:
     return {
-        **receipts.of_model(work.model),
-        **receipts.read_from("features", work.features.receipt),
-        "contract_version": work.features.receipt.get("contract_version"),
-        "device": work.parameters["device"],
-        "dtype": work.parameters["dtype"],
-        "hardware": dict(engine.hardware),
-        "recipe_version": work.recipe_version,
-        "code_version": code_version(),
-        "parameters": work.parameters,
-        "decision": None if work.decision is None else describe(work.decision),
-        "signature": work.signature.to_dict(),
-        "features_fingerprint": work.features.fingerprint,
-        "rows_in": work.features.rows,
+        **work.described(engine.hardware),
         "rows_scored": work.features.rows,
         "rows_reused": 0,
         "failed": dict(shards.causes),

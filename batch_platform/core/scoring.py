@@ -29,7 +29,7 @@ from batch_platform.core.data.lake import Commit, Slot
 from batch_platform.core.data.ledger import FinishedShard, ShardLedger, discard_shards
 from batch_platform.core.data.row_stream import RowStream
 from batch_platform.core.data.staging import read_files, stage
-from batch_platform.core.deciding import describe, features_needed, rule_version, with_decisions
+from batch_platform.core.deciding import features_needed, rule_version, with_decisions
 from batch_platform.core.forecasting import Forecaster, timed
 from batch_platform.core.inference.device import device_count, resolve_device
 from batch_platform.core.inference.engine import Engine, Scorer, ShardResult
@@ -230,23 +230,11 @@ def _describe(work: Work, plan: RowPlan, engine: Scorer) -> dict[str, Any]:
     return {
         # A partition in which rows stand that this work would have made anew is not this work done.
         "work": fingerprint({"mends": work.fingerprint}) if plan.mends else work.identity,
-        "rows_in": work.features.rows,
+        **work.described(engine.hardware),
         "rows_scored": plan.to_score,
         "rows_reused": plan.reused,
         "rows_equal_to_scored": plan.twins,
         "reasons": dict(plan.reasons),
-        **receipts.of_model(work.model),
-        **receipts.read_from("features", work.features.receipt),
-        "contract_version": work.features.receipt.get("contract_version"),
-        "device": work.parameters["device"],
-        "dtype": work.parameters["dtype"],
-        "hardware": dict(engine.hardware),
-        "recipe_version": work.recipe_version,
-        "code_version": code_version(),
-        "parameters": work.parameters,
-        "decision": None if work.decision is None else describe(work.decision),
-        "signature": work.signature.to_dict(),
-        "features_fingerprint": work.features.fingerprint,
     }
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import pyarrow as pa
 
 from batch_platform.core.data.lake import Commit
-from batch_platform.core.deciding import COLUMN, check_columns, rule_version
+from batch_platform.core.deciding import COLUMN, check_columns, describe, rule_version
 from batch_platform.core.inference.batching import shard_rows
 from batch_platform.core.inference.engine import Scorer
 from batch_platform.core.models.registry import RegisteredVersion
 from batch_platform.core.models.signature import ModelSignature
+from batch_platform.core.provenance import receipts
 from batch_platform.core.provenance.fingerprint import code_version, fingerprint
 from batch_platform.core.slice import Slice
 from batch_platform.core.spec import DecisionSpec, PipelineSpec
@@ -63,6 +64,28 @@ class Work:
         if self.rows is not None:
             parts["rows"] = sorted(self.rows.to_pylist())
         return fingerprint(parts)
+
+    def described(self, hardware: Mapping[str, Any]) -> dict[str, Any]:
+        """What a receipt says of the work.
+
+        Args:
+            hardware: the machine that computes, as `device.hardware_of` has it.
+        """
+        return {
+            **receipts.of_model(self.model),
+            **receipts.read_from("features", self.features.receipt),
+            "contract_version": self.features.receipt.get("contract_version"),
+            "device": self.parameters["device"],
+            "dtype": self.parameters["dtype"],
+            "hardware": dict(hardware),
+            "recipe_version": self.recipe_version,
+            "code_version": code_version(),
+            "parameters": self.parameters,
+            "decision": None if self.decision is None else describe(self.decision),
+            "signature": self.signature.to_dict(),
+            "features_fingerprint": self.features.fingerprint,
+            "rows_in": self.features.rows,
+        }
 
     @property
     def inputs(self) -> list[str]:
