@@ -78,7 +78,7 @@ def _copy_plain(path: Path, copy: Path) -> None:
 
 
 def inspect(folder: Path) -> None:
-    """Refuse files that could run code, and weights that are cut short.
+    """Refuse files that could run code, and weights that are cut short or NaN.
 
     Args:
         folder: our own copy, plain files only.
@@ -92,15 +92,17 @@ def inspect(folder: Path) -> None:
 
 
 def _inspect_file(path: Path, name: str) -> None:
-    if path.suffix.lower() in PICKLE_SUFFIXES or _is_pickle(path):
+    suffix = path.suffix.lower()
+    # The length that a safetensors file begins with may look like a pickle's first bytes; its own reader takes no pickle.
+    if suffix in PICKLE_SUFFIXES or (suffix != ".safetensors" and _is_pickle(path)):
         raise ModelError(
             f"{name}: may be a pickle, which runs code when loaded: save the model as safetensors"
         )
     if path.name in _REFUSED_NAMES:
         raise ModelError(f"{name}: {_REFUSED_NAMES[path.name]}")
-    if path.suffix.lower() == ".json":
+    if suffix == ".json":
         _inspect_json(path, name)
-    if path.suffix.lower() == ".safetensors":
+    if suffix == ".safetensors":
         _inspect_safetensors(path, name)
 
 
@@ -138,12 +140,15 @@ def _check_weight_map(weight_map: Any, folder: Path, name: str) -> None:
 
 
 def _inspect_safetensors(path: Path, name: str) -> None:
+    """Header and size agree, and no weight is NaN; one tensor is held at a time."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        # Reads the header and compares it with the size of the file; no tensor is loaded.
-        with safe_open(path, framework="np"):
-            pass
+        with safe_open(path, framework="pt") as tensors:
+            for tensor in tensors.keys():  # noqa: SIM118 -- no mapping
+                value = tensors.get_tensor(tensor)
+                if value.is_floating_point() and value.float().isnan().any():
+                    raise ModelError(f"{name}: {tensor} holds NaN, so no row would be scored: train it again")
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{name}: is cut short or no safetensors file ({error}): copy it again") from None
 

@@ -203,6 +203,15 @@ def _cut_short(folder):
     weights.write_bytes(weights.read_bytes()[:-7])
 
 
+def _not_a_number(folder):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    name = max(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[name].view(-1)[-1] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def _header_only(folder):
     (folder / "model.safetensors").write_bytes((10**6).to_bytes(8, "little") + b"{}")
 
@@ -251,6 +260,7 @@ def _bad_json(folder):
         (_weights_of_a_pickle, r"weight_map names 'weights.dat'"),
         (_cut_short, "model.safetensors: is cut short"),
         (_header_only, "model.safetensors: is cut short"),
+        (_not_a_number, r"model.safetensors: \S+ holds NaN"),
         (_adapter, "merge it"),
         (_no_weights, "no model.safetensors"),
         (_bad_json, "more.json: cannot be read as JSON"),
@@ -261,6 +271,20 @@ def test_files_that_cannot_be_trusted_are_refused_and_leave_nothing(registry, so
     with pytest.raises(ModelError, match=message):
         _register(registry, source)
     assert list(registry.folder.rglob("*")) == []
+
+
+def test_weights_whose_header_begins_like_a_pickle_are_none(registry, source):
+    path = source / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header, data = content[8 : 8 + size], content[8 + size :]
+    longer = next(length for length in (0x0480, 0x0580, 0x020480) if length >= size)
+    path.write_bytes(longer.to_bytes(8, "little") + header.ljust(longer) + data)
+    assert _register(registry, source).created
+    pickled = pickle.dumps({"weights": [1.0]}, protocol=4)
+    path.write_bytes(pickled)
+    with pytest.raises(ModelError, match="no safetensors file"):
+        _register(registry, source)
 
 
 def test_a_folder_too_large_empty_or_absent_is_refused(tmp_path, source):
