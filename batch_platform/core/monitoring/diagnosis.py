@@ -185,7 +185,7 @@ def measure(finding: Finding, current: pa.Table, reference: pa.Table) -> str:
     value = shared_value(finding.statistic)
     if value is not None:
         return f"the share of {value!r} from {_equal(before, value).mean():.1%} to {_equal(now, value).mean():.1%}"
-    if finding.statistic == "share of other values":
+    if finding.statistic == OTHERS:
         return _new_words(before, now)
     return _number_words(finding.statistic, before, now)
 
