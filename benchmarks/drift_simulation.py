@@ -165,39 +165,41 @@ def share(hits: Sequence[float]) -> str:
 Results = Callable[..., list]
 
 
+def by_rows_a_day(
+    page: Page,
+    each: Results,
+    cases: dict[str, tuple[Stream, Change | None]],
+    told: Callable[[Sequence[float]], str],
+    pipelines: int,
+    rows: Sequence[int],
+    seed: list[int],
+) -> None:
+    """A line for each case, a column for each number of rows a day."""
+    for number, (name, (stream, change)) in enumerate(cases.items()):
+        found = (
+            each(partial(by_statistics, stream, n, change), [[*seed, number, n, k] for k in range(pipelines)])
+            for n in rows
+        )
+        page.row(name, [told(counts) for counts in found])
+
+
 def false_alarms(page: Page, each: Results, pipelines: int, rows: Sequence[int], seed: int) -> None:
     for place, (title, streams) in enumerate(
         {"": TUNED_ON, "not looked at while the rule was chosen: ": HELD_OUT}.items()
     ):
         page.head(f"{title}false alarms a quarter, episodes", [f"n={n}" for n in rows])
-        for number, (name, stream) in enumerate(streams.items()):
-            seeds = ([[seed, 1, place, number, n, k] for k in range(pipelines)] for n in rows)
-            page.row(
-                name,
-                [
-                    rate(each(partial(by_statistics, stream, n, None), s))
-                    for n, s in zip(rows, seeds, strict=True)
-                ],
-            )
+        quiet: dict[str, tuple[Stream, Change | None]] = {name: (of, None) for name, of in streams.items()}
+        by_rows_a_day(page, each, quiet, rate, pipelines, rows, [seed, 1, place])
 
 
 def power(page: Page, each: Results, pipelines: int, rows: Sequence[int], seed: int) -> None:
-    for place, (title, stream) in enumerate(
-        {
-            "": Stream(),
-            ", beside restless and wild ones": Stream(restless=0.5, wild=3.0),
-        }.items()
-    ):
+    beside = {"": Stream(), ", beside restless and wild ones": Stream(restless=0.5, wild=3.0)}
+    for place, (title, stream) in enumerate(beside.items()):
         page.head(f"the changed column is named within 7 days{title}", [f"n={n}" for n in rows])
-        for number, (name, change) in enumerate(CHANGES.items()):
-            seeds = ([[seed, 2, place, number, n, k] for k in range(pipelines)] for n in rows)
-            page.row(
-                name,
-                [
-                    share(each(partial(by_statistics, stream, n, change), s))
-                    for n, s in zip(rows, seeds, strict=True)
-                ],
-            )
+        changed: dict[str, tuple[Stream, Change | None]] = {
+            name: (stream, change) for name, change in CHANGES.items()
+        }
+        by_rows_a_day(page, each, changed, share, pipelines, rows, [seed, 2, place])
 
 
 def compared(page: Page, each: Results, pipelines: int, rows: int, seed: int) -> None:
