@@ -111,7 +111,13 @@ def _registered(folder: Path) -> tuple[Path, ModelSignature]:
         version = replace(version, suspended=history.suspensions.get(folder.name))
         return version.checked_folder(), version.signature
     # A copy away from its registry: its own record is all there is to compare with.
-    for name, problem in differences(folder / FILES, json.loads((folder / RECORD).read_bytes())["files"]):
+    try:
+        recorded = dict(json.loads((folder / RECORD).read_bytes())["files"])
+    except (ValueError, KeyError, TypeError):
+        raise ModelError(
+            f"{folder / RECORD}: is not as the registry wrote it; copy the version again"
+        ) from None
+    for name, problem in differences(folder / FILES, recorded):
         raise ModelError(f"{folder / FILES / name} {problem} since it was registered; copy the version again")
     return folder / FILES, ModelSignature.read(folder / SIGNATURE_FILE)
 

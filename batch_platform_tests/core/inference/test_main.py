@@ -88,6 +88,10 @@ def test_an_altered_version_is_not_scored(folder, rows, capsys, is_copied):
     (place / "model" / "config.json").write_text((place / "model" / "config.json").read_text() + " ")
     assert command.main(_arguments(place, rows, **given)) == 2
     assert "config.json was altered since it was registered" in capsys.readouterr().err
+    if is_copied:
+        (place / "record.json").write_text("{")
+        assert command.main(_arguments(place, rows, **given)) == 2
+        assert "record.json: is not as the registry wrote it" in capsys.readouterr().err
 
 
 def test_a_suspended_version_is_not_scored(folder, rows, capsys):
